@@ -1,0 +1,201 @@
+"""The distilled set on disk: everything another program needs to train on it correctly.
+
+A folder with ``distilled.safetensors`` (float32 images as trained, labels, student learning rate, normalisation),
+``preview/<class>/NNN.png`` and ``sheet.png`` (8-bit, to look at), ``README.md`` (a data set card) and
+``manifest.json`` (SHA-256 of every file). It is written as a whole or not at all.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from mim4dd_pl.errors import StoredFileError
+from mim4dd_pl.files import check_sha256, replacing, sha256
+
+SCHEMA = 1
+_TENSORS = {"images", "labels", "student_lr", "mean", "std"}
+_REMEDY = "Export it again, or use another copy."
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A distilled set and what belongs to it.
+
+    Args:
+        images: Normalised pixels as trained, shape (S, c, h, w), float32.
+        labels: Shape (S,), int64.
+        student_lr: alpha, shape ().
+        mean: Of the real training images with pixels in [0, 1], shape (c,).
+        std: Likewise.
+        classes: Name of each label.
+        facts: What to know about it: data set, recipe, seed, accuracy, versions; plain text values.
+    """
+
+    images: Tensor
+    labels: Tensor
+    student_lr: Tensor
+    mean: Tensor
+    std: Tensor
+    classes: tuple[str, ...]
+    facts: Mapping[str, str]
+
+    def pixels(self) -> Tensor:
+        """The images as they look: normalisation undone, clamped to [0, 1], shape (S, c, h, w)."""
+        images = self.images.detach().cpu() * self.std[:, None, None].cpu() + self.mean[:, None, None].cpu()
+        return images.clamp(0, 1)
+
+
+def sheet(pixels: Tensor, per_row: int, side: int = 64) -> Tensor:
+    """A grid of images, small ones enlarged without smoothing.
+
+    Args:
+        pixels: Shape (S, c, h, w) in [0, 1].
+        per_row: Images per row.
+        side: Images are enlarged by the largest whole factor that keeps them within this many pixels.
+
+    Returns:
+        Shape (3, H, W) in [0, 1].
+    """
+    factor = max(1, side // pixels.shape[-1])
+    large = pixels.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    return make_grid(large, nrow=per_row, padding=4, pad_value=1.0)
+
+
+def write_distilled(folder: Path, distilled: Distilled) -> None:
+    """Write the artefact to ``folder``, replacing what was there as a whole.
+
+    Raises:
+        StoredFileError: If it cannot be written; what was there before is unchanged.
+    """
+    per_class = len(distilled.labels) // len(distilled.classes)
+    pixels = distilled.pixels()
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        save_file(
+            {name: getattr(distilled, name).detach().cpu().contiguous() for name in sorted(_TENSORS)},
+            temporary / "distilled.safetensors",
+            {"schema": str(SCHEMA), "classes": json.dumps(distilled.classes), "facts": json.dumps(dict(distilled.facts))},
+        )
+        for row, label in enumerate(distilled.labels.tolist()):
+            # Labels name the folders: class names may hold anything.
+            path = temporary / "preview" / f"{label:03d}" / f"{row % per_class:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image(pixels[row]).save(path)
+        # Ten images a row; with more per class, one class a row.
+        to_pil_image(sheet(pixels, per_row=max(per_class, 10) if per_class > 1 else 10)).save(temporary / "sheet.png")
+        (temporary / "README.md").write_text(_card(distilled, per_class), encoding="utf-8")
+        hashes = {
+            path.relative_to(temporary).as_posix(): sha256(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        manifest = json.dumps({"schema": SCHEMA, "sha256": hashes}, indent=2)
+        (temporary / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
+
+
+def read_distilled(folder: Path) -> Distilled:
+    """Read an artefact after checking its hash.
+
+    Raises:
+        StoredFileError: If it is missing, damaged or of another schema.
+    """
+    path = folder / "distilled.safetensors"
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        schema, expected = manifest["schema"], str(manifest["sha256"][path.name])
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoredFileError(
+            f"No distilled set in {folder} (it has no manifest.json). Give the folder that `mim4dd fit` names at its end."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoredFileError(f"{folder / 'manifest.json'} is damaged ({error!r}). {_REMEDY}") from error
+    if schema != SCHEMA:
+        raise StoredFileError(f"{folder} has schema {schema}, this version reads {SCHEMA}. {_REMEDY}")
+    check_sha256(path, expected, _REMEDY)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            facts = file.metadata()
+        classes = tuple(json.loads(facts["classes"]))
+        return Distilled(**tensors, classes=classes, facts=json.loads(facts["facts"]))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StoredFileError(f"{path} cannot be read: {error}. {_REMEDY}") from error
+
+
+class DistilledDataset(Dataset[tuple[Tensor, int]]):
+    """A distilled set as a torch Dataset of (normalised image (c, h, w), label).
+
+    Real images to test on must be normalised by ``normalize``, with the statistics that came with the set.
+
+    Args:
+        folder: The artefact's folder.
+
+    Attributes:
+        images: Shape (S, c, h, w), float32.
+        labels: Shape (S,), int64.
+        student_lr: The learning rate learned together with the images.
+        classes: Name of each label.
+        facts: Data set, recipe, seed, accuracy.
+
+    Raises:
+        StoredFileError: If the artefact is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._distilled = read_distilled(Path(folder))
+        self.images = self._distilled.images
+        self.labels = self._distilled.labels
+        self.student_lr = float(self._distilled.student_lr)
+        self.classes = self._distilled.classes
+        self.facts = dict(self._distilled.facts)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Real images with pixels in [0, 1], shape (..., c, h, w), as networks trained on this set expect them."""
+        return (pixels - self._distilled.mean[:, None, None]) / self._distilled.std[:, None, None]
+
+
+def _card(distilled: Distilled, per_class: int) -> str:
+    facts = "\n".join(f"| {name} | {value} |" for name, value in distilled.facts.items())
+    shape = "x".join(str(side) for side in distilled.images.shape[1:])
+    return f"""# Distilled {distilled.facts.get("data set", "images")}: {per_class} per class
+
+![the learned images](sheet.png)
+
+{len(distilled.labels)} learned images of {shape} for the classes {", ".join(distilled.classes)}.
+
+| | |
+|---|---|
+{facts}
+| student learning rate | {float(distilled.student_lr):.5g} |
+
+Train on `distilled.safetensors`, not on the pictures: learned pixels leave the 8-bit range, `preview/` and this page's
+picture are clipped to it.
+
+```python
+from mim4dd_pl import DistilledDataset
+
+data = DistilledDataset(".")      # checks the file's hash
+image, label = data[0]            # normalised float32 image, class index
+x = data.normalize(real_images)   # real images in [0, 1], the way the set was made
+```
+"""
+
+
+def to_facts(**values: object) -> dict[str, str]:
+    """Facts for the card: names with spaces for underscores, values as text."""
+    return {name.replace("_", " "): str(value) for name, value in values.items()}
+

@@ -1,0 +1,70 @@
+"""Fresh students on the synthetic images: accuracy on validation or test images, mean and std."""
+
+from typing import Any, cast
+
+import lightning as L
+from torch import Tensor
+
+from mim4dd_pl.data.catalog import Batch, InMemory
+from mim4dd_pl.evaluation import Classifiers, train_students
+from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.population import Training
+
+
+class Evaluation(L.Callback):
+    """Trains students on the synthetic images whenever the Trainer validates or tests, and logs their accuracy.
+
+    Logs ``validation/accuracy`` and ``validation/accuracy_std`` (or ``test/...``), fractions in [0, 1]; the std is
+    over students, with the n - 1 of a sample. Every evaluation trains the same students (same initialisations, order
+    and augmentation), so its course over a run shows the images and not the luck of the draw.
+
+    Args:
+        training: How a student is trained.
+        num_students: How many, at least 2, so that there is a std.
+    """
+
+    def __init__(self, training: Training, num_students: int = 5) -> None:
+        if num_students < 2:
+            raise ValueError(f"Evaluation.num_students must be at least 2 (for a std), got {num_students}.")
+        self.training = training
+        self.num_students = num_students
+
+    def students_of(self, module: DistillationModule, images: Tensor, labels: Tensor) -> Classifiers:
+        """Students trained on any set in the way of this evaluation."""
+        return train_students(
+            module.network,
+            InMemory(images.detach().to(module.device), labels.to(module.device)),
+            self.training,
+            self.num_students,
+            module.stream.at("evaluation"),
+            module.device,
+        )
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = cast(DistillationModule, pl_module)
+        self._students = self.students_of(module, module.synthetic.images, module.synthetic.labels)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._students.update(batch)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log("validation", pl_module)
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log("test", pl_module)
+
+    def _log(self, stage: str, module: L.LightningModule) -> None:
+        accuracies = self._students.accuracies()
+        module.log(f"{stage}/accuracy", accuracies.mean())
+        module.log(f"{stage}/accuracy_std", accuracies.std())

@@ -1,0 +1,70 @@
+"""Best and last distilled set as artefacts."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+
+import mim4dd_pl
+from mim4dd_pl.artefact import Distilled, to_facts, write_distilled
+from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.modules import DistillationModule
+
+
+def distilled_of(trainer: L.Trainer, pl_module: L.LightningModule, **facts: object) -> Distilled:
+    """The module's current synthetic set with what belongs to it; ``facts`` go on its card."""
+    module = cast(DistillationModule, pl_module)
+    data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+    return Distilled(
+        images=module.synthetic.images.detach().cpu().clone(),
+        labels=module.synthetic.labels.cpu(),
+        student_lr=module.synthetic.student_lr.detach().cpu().clone(),
+        mean=data.train.mean,
+        std=data.train.std,
+        classes=data.source.classes,
+        facts=to_facts(data_set=data.source.name, outer_steps=trainer.global_step, **facts),
+    )
+
+
+class Export(L.Callback):
+    """Writes ``distilled/last`` at every validation during a fit, and ``distilled/best`` at the best so far.
+
+    Best is by ``validation/accuracy``; the test images play no part. Each folder is whole at any time.
+    """
+
+    def __init__(self) -> None:
+        self.best_accuracy = float("-inf")
+        self.best_step = 0
+
+    @staticmethod
+    def folder(trainer: L.Trainer) -> Path:
+        """Where a run's artefacts are."""
+        return Path(trainer.log_dir or trainer.default_root_dir) / "distilled"
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        module = cast(DistillationModule, pl_module)
+        accuracy = float(trainer.callback_metrics.get("validation/accuracy", torch.tensor(float("-inf"))))
+        std = float(trainer.callback_metrics.get("validation/accuracy_std", torch.tensor(0.0)))
+        distilled = distilled_of(
+            trainer,
+            pl_module,
+            validation_accuracy=f"{accuracy:.4f} +- {std:.4f}",
+            network=module.network.name,
+            information_term="off" if module.information is None else type(module.information.critic).__name__,
+            seed=module.stream.seed,
+            versions=f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, lightning {L.__version__}",
+        )
+        write_distilled(self.folder(trainer) / "last", distilled)
+        if accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_step = accuracy, trainer.global_step
+            write_distilled(self.folder(trainer) / "best", distilled)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_accuracy": self.best_accuracy, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_accuracy = state_dict["best_accuracy"]
+        self.best_step = state_dict["best_step"]

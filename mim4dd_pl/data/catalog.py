@@ -1,0 +1,396 @@
+"""Image data sets, decoded once to uint8.
+
+A :class:`Source` knows where images come from; :class:`ImageSet` is one split of them in memory (on the device, when
+moved there), normalised batch by batch with the training images' own statistics.
+"""
+
+import hashlib
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from mim4dd_pl.errors import DataError
+from mim4dd_pl.shapes import ImageShape
+
+
+class Batch(NamedTuple):
+    """Normalised images (B, c, h, w) float32 and labels (B,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Indexable(Protocol):
+    """Anything a network can be trained on: counted, and read by index."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Normalised images and their labels as they are: synthetic sets and random subsets.
+
+    Args:
+        images: Shape (N, c, h, w), float.
+        labels: Shape (N,), int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The images at ``indices``, shape (B,)."""
+        return Batch(self.images[indices], self.labels[indices])
+
+
+class Pixels(NamedTuple):
+    """One split as a source delivers it: images (N, c, h, w) uint8, labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split in memory: uint8 pixels, labels, and the statistics that normalise them.
+
+    Args:
+        images: Shape (N, c, h, w), uint8.
+        labels: Shape (N,), int64 in 0..C-1.
+        mean: Of the training images over N, h, w with pixels in [0, 1], shape (c,).
+        std: Likewise, shape (c,), positive.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The normalised images at ``indices``, shape (B,)."""
+        pixels = self.images[indices].float() / 255
+        return Batch((pixels - self.mean[:, None, None]) / self.std[:, None, None], self.labels[indices])
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All images in order, ``size`` at a time."""
+        for indices in torch.arange(len(self), device=self.labels.device).split(size):
+            yield self.batch(indices)
+
+    def to(self, device: torch.device) -> "ImageSet":
+        """The same split on ``device``."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+    def per_class(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices of ``count`` random images of each class without replacement, class by class, shape (C * count,).
+
+        Raises:
+            DataError: If a class has fewer images.
+        """
+        labels = self.labels.cpu()
+        order = torch.randperm(len(labels), generator=generator)
+        chosen = []
+        for label in range(int(labels.max()) + 1):
+            members = order[labels[order] == label]
+            if len(members) < count:
+                raise DataError(
+                    f"{count} real images per class are asked for, class {label} has {len(members)} training images: "
+                    "lower model.images_per_class."
+                )
+            chosen.append(members[:count])
+        return torch.cat(chosen).to(self.labels.device)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over pixels and labels: what a stored trajectory or artefact was made from."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for tensor in (self.images, self.labels):
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return digest.hexdigest()
+
+
+def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and std of each channel with pixels in [0, 1].
+
+    Args:
+        images: Shape (N, c, h, w), uint8.
+
+    Returns:
+        Two tensors of shape (c,), float32. The std is at least one grey level (1/255), so a constant channel
+        normalises to zero.
+    """
+    # Moments from the histogram: exact, and a fraction of the memory of a float copy.
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten().int(), minlength=256).double() / channel.numel()
+        mean = (share * levels).sum()
+        means.append(mean)
+        stds.append(((share * (levels - mean).square()).sum()).sqrt())
+    return torch.stack(means).float(), torch.stack(stds).float().clamp(min=1 / 255)
+
+
+class Source(ABC):
+    """Where images come from. Shape and classes are known before anything is decoded."""
+
+    name: str
+    image_shape: ImageShape
+    classes: tuple[str, ...]
+
+    @abstractmethod
+    def load(self) -> tuple[Pixels, Pixels]:
+        """Training and test images.
+
+        Raises:
+            DataError: If they are missing or not what they should be.
+        """
+
+
+class Digits(Source):
+    """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships: 1,437 for training, 360 for the test."""
+
+    name = "digits"
+    image_shape = (1, 8, 8)
+    classes = tuple("0123456789")
+
+    def load(self) -> tuple[Pixels, Pixels]:
+        from sklearn.datasets import load_digits  # slow to import, and needed here only
+
+        data = load_digits()
+        # 17 levels of grey, 0..16.
+        images = torch.from_numpy(np.round(data.images * (255 / 16)).astype(np.uint8))[:, None]
+        labels = torch.from_numpy(data.target.astype(np.int64))
+        train, test = stratified_split(labels, 360, seed=0)
+        return Pixels(images[train], labels[train]), Pixels(images[test], labels[test])
+
+
+class MNIST(Source):
+    """MNIST (LeCun et al. 1998) as torchvision stores it.
+
+    Args:
+        root: Folder that holds ``MNIST/raw``.
+        download: Fetch the files there if they are missing.
+        image_size: Side in pixels to resize to; 28 by default.
+    """
+
+    name = "mnist"
+    classes = tuple("0123456789")
+
+    def __init__(self, root: str = "data", download: bool = True, image_size: int = 28) -> None:
+        _check_image_size(image_size)
+        self.root = root
+        self.download = download
+        self.image_shape = (1, image_size, image_size)
+
+    def load(self) -> tuple[Pixels, Pixels]:
+        splits = []
+        for train in (True, False):
+            try:
+                data = torchvision.datasets.MNIST(self.root, train=train, download=self.download)
+            except (RuntimeError, OSError) as error:
+                raise DataError(
+                    f"No MNIST in {self.root} ({_first_line(error)}). Set data.source.download to true where there is "
+                    "a network, or data.source.root to the folder that holds MNIST/raw."
+                ) from error
+            images = _resize(data.data[:, None], self.image_shape[1])
+            splits.append(Pixels(images, data.targets.long()))
+        return splits[0], splits[1]
+
+
+class Npz(Source):
+    """A ``.npz`` file with ``train_images, train_labels, test_images, test_labels`` (MedMNIST's names) or
+    ``x_train, y_train, x_test, y_test`` (Keras's).
+
+    Images are uint8 of shape (N, h, w) or (N, h, w, c), labels integers of shape (N,) or (N, 1) counting from 0.
+
+    Args:
+        path: The file.
+        image_size: Side in pixels to resize to; as stored by default, which must then be square.
+    """
+
+    name = "npz"
+
+    def __init__(self, path: str, image_size: int | None = None) -> None:
+        self.path = Path(path)
+        self.name = self.path.stem
+        # Labels are small: reading them and the images' headers tells shape and classes without decoding images.
+        names = ("train_images", "train_labels", "test_images", "test_labels")
+        with self._open() as file:
+            self._keys = names if names[0] in file else ("x_train", "y_train", "x_test", "y_test")
+            missing = [key for key in self._keys if key not in file]
+            if missing:
+                raise DataError(
+                    f"{self.path} lacks {', '.join(missing)}: expected {', '.join(names)}, or x_train, y_train, "
+                    f"x_test, y_test; it has {', '.join(sorted(file)) or 'nothing'}."
+                )
+            labels = self._labels(file, self._keys[1])
+        shape = self._stored_shape()
+        _check_image_size(image_size)
+        if image_size is None and shape[1] != shape[2]:
+            raise DataError(f"{self.path} holds images of {shape[1]}x{shape[2]}: set data.source.image_size.")
+        side = image_size or shape[1]
+        self.image_shape = (shape[3] if len(shape) == 4 else 1, side, side)
+        self.classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+
+    def load(self) -> tuple[Pixels, Pixels]:
+        splits = []
+        with self._open() as file:
+            for images_key, labels_key in (self._keys[:2], self._keys[2:]):
+                images = self._array(file, images_key)
+                if images.dtype != np.uint8 or images.ndim not in (3, 4):
+                    raise DataError(
+                        f"{images_key} of {self.path} must be uint8 of shape (N, h, w) or (N, h, w, c), got "
+                        f"{images.dtype} of shape {images.shape}."
+                    )
+                pixels = torch.from_numpy(images)
+                pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+                labels = self._labels(file, labels_key)
+                if len(labels) != len(pixels):
+                    raise DataError(f"{self.path} has {len(pixels)} {images_key} and {len(labels)} {labels_key}.")
+                splits.append(Pixels(_resize(pixels, self.image_shape[1]), labels))
+        return splits[0], splits[1]
+
+    def _open(self) -> "np.lib.npyio.NpzFile":
+        try:
+            file = np.load(self.path, allow_pickle=False)
+        except FileNotFoundError:
+            raise DataError(f"No such file: {self.path} (data.source.path).") from None
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.path} is no readable .npz file: {_first_line(error)}") from error
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataError(f"{self.path} is a single array, expected a .npz file.")
+        return file
+
+    def _array(self, file: "np.lib.npyio.NpzFile", key: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+        try:
+            return file[key]  # type: ignore[no-any-return]
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{key} of {self.path} cannot be read: {_first_line(error)}") from error
+
+    def _labels(self, file: "np.lib.npyio.NpzFile", key: str) -> Tensor:
+        labels = self._array(file, key)
+        if labels.dtype.kind not in "iu" or labels.size == 0 or labels.shape not in (
+            (len(labels),),
+            (len(labels), 1),
+        ):
+            raise DataError(
+                f"{key} of {self.path} must be integers of shape (N,) or (N, 1), got {labels.dtype} of shape "
+                f"{labels.shape}."
+            )
+        return torch.from_numpy(labels.astype(np.int64).reshape(-1))
+
+    def _stored_shape(self) -> tuple[int, ...]:
+        key = self._keys[0]
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape: tuple[int, ...] = read(member)[0]
+        if len(shape) not in (3, 4):
+            raise DataError(f"{key} of {self.path} must have shape (N, h, w) or (N, h, w, c), got {shape}.")
+        return shape
+
+
+class ImageFolder(Source):
+    """A tree ``root/train/<class>/<image>`` and ``root/test/<class>/<image>`` (or ``val`` for ``test``).
+
+    Images become RGB, are resized so that the shorter side fits and cut to the centre square.
+
+    Args:
+        root: The folder; its name becomes the name of the data set.
+        image_size: Side in pixels of the result.
+    """
+
+    def __init__(self, root: str, image_size: int) -> None:
+        _check_image_size(image_size)
+        self.root = Path(root)
+        self.name = self.root.resolve().name
+        self.image_shape = (3, image_size, image_size)
+        train = self.root / "train"
+        if not train.is_dir():
+            raise DataError(f"No folder {train}: data.source.root needs train/<class>/ and test/<class>/ (or val/).")
+        self.classes = tuple(sorted(folder.name for folder in train.iterdir() if folder.is_dir()))
+        held_out = [self.root / name for name in ("test", "val") if (self.root / name).is_dir()]
+        if not held_out:
+            raise DataError(f"{self.root} has neither test/ nor val/ beside train/: one must hold the test images.")
+        self._folders = (train, held_out[0])
+
+    def load(self) -> tuple[Pixels, Pixels]:
+        train, test = (self._decode(folder) for folder in self._folders)
+        return train, test
+
+    def _decode(self, folder: Path) -> Pixels:
+        try:
+            listing = torchvision.datasets.ImageFolder(str(folder))
+        except (FileNotFoundError, RuntimeError) as error:
+            raise DataError(f"{folder}: {_first_line(error)}") from error
+        if tuple(listing.classes) != self.classes:
+            odd = sorted(set(listing.classes) ^ set(self.classes))
+            raise DataError(f"{folder} and {self._folders[0]} differ in the classes {', '.join(odd)}.")
+        side = self.image_shape[1]
+        images = torch.empty(len(listing.samples), 3, side, side, dtype=torch.uint8)
+        for row, (path, _) in enumerate(listing.samples):
+            try:
+                with Image.open(path) as picture:
+                    pixels = transforms.pil_to_tensor(picture.convert("RGB"))
+            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                raise DataError(f"{path} cannot be read as an image: {_first_line(error)}") from error
+            images[row] = transforms.center_crop(_resize(pixels, side), [side, side])
+        return Pixels(images, torch.tensor(listing.targets, dtype=torch.int64))
+
+
+def stratified_split(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Split indices so that every class keeps its share.
+
+    Args:
+        labels: Shape (N,), int64.
+        held_out: Number of indices in the second part.
+        seed: Decides the split.
+
+    Returns:
+        Two sorted index tensors that are disjoint and together all of 0..N-1.
+
+    Raises:
+        DataError: If a class has too few images to be in both parts.
+    """
+    from sklearn.model_selection import train_test_split  # slow to import, and needed here only
+
+    try:
+        kept, held = train_test_split(
+            np.arange(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed
+        )
+    except ValueError as error:
+        raise DataError(f"{len(labels)} images cannot be split in {held_out} and the rest: {error}") from error
+    return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
+
+
+def _check_image_size(image_size: int | None) -> None:
+    if image_size is not None and not 4 <= image_size <= 1024:
+        raise ValueError(f"data.source.image_size must lie in 4..1024 pixels, got {image_size}.")
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    """uint8 images (..., c, h, w) with the shorter side at ``side`` pixels."""
+    if min(images.shape[-2:]) == side:
+        return images
+    resized: Tensor = transforms.resize(images, [side], antialias=True)
+    return resized
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,28 @@
+"""What the user can mend: errors that end the program with one line instead of a traceback.
+
+Each carries its exit code. Anything else that is raised is our fault and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """A wrong setting: exit code 2. The message says what was expected, what came and what to do."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A data set that is missing, incomplete or not what the recipe asks for: exit code 3."""
+
+    exit_code = 3
+
+
+class StoredFileError(UserError):
+    """A checkpoint, trajectory or artefact that is missing, damaged or does not fit: exit code 4."""
+
+    exit_code = 4
+
+
+class DivergenceError(UserError):
+    """The optimisation left the finite numbers: exit code 1."""
+
+    exit_code = 1

@@ -1,0 +1,298 @@
+r"""The formulas as pure functions: trajectory matching, the information term, the exact gradient of the unroll.
+
+Symbols: theta parameters as one vector (P,); x a minibatch of images (B, c, h, w); y its labels (B,); alpha the
+student's learning rate (); C the number of classes; tau a temperature; K the number of layers. Nothing here holds
+state, draws random numbers or knows of Lightning.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+StepLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(theta, x, y) -> loss of one minibatch, shape ()."""
+
+
+# --- trajectory matching -------------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Mean cross-entropy, written out so that forward-mode derivatives of it can be differentiated again.
+
+    .. math:: \frac1B \sum_b \Big( \log \sum_c e^{z_{bc}} - z_{b y_b} \Big)
+
+    Args:
+        logits: z, shape (B, C).
+        labels: y, shape (B,), int64 in 0..C-1.
+
+    Returns:
+        Loss in nats, shape ().
+    """
+    return (logits.logsumexp(1) - logits.gather(1, labels[:, None]).squeeze(1)).mean()
+
+
+def parameter_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
+    r"""Squared distance of the student from its target, in units of the expert's own progress.
+
+    .. math:: \|\hat\theta_{t+N} - \theta^*_{t+M}\|^2 \,/\, \|\theta^*_t - \theta^*_{t+M}\|^2
+
+    Zero when the student lands on the expert, one when it has not moved.
+
+    Source: Cazenavette et al. 2022 (arXiv:2203.11932), Eq. 2.
+
+    Args:
+        student: Parameters after the inner loop, shape (P,).
+        target: Expert parameters at epoch t + M, shape (P,).
+        start: Expert parameters at epoch t, shape (P,); must differ from ``target``.
+
+    Returns:
+        The ratio, shape ().
+
+    Raises:
+        ValueError: If ``start`` equals ``target``: there is no progress to measure by.
+    """
+    progress = (start - target).square().sum()
+    if progress == 0:
+        raise ValueError("The expert did not move between start and target: there is no progress to measure by.")
+    return (student - target).square().sum() / progress
+
+
+# --- the exact gradient of the unroll in constant memory -------------------------------------------------------------
+
+
+class Sweep(NamedTuple):
+    """What one inner step sends back: cotangents of theta_i (P,), of x_i (B, c, h, w) and of alpha ()."""
+
+    theta: Tensor
+    images: Tensor
+    student_lr: Tensor
+
+
+def sgd_step(loss: StepLoss, theta: Tensor, images: Tensor, labels: Tensor, student_lr: Tensor) -> Tensor:
+    r"""One step of plain SGD, without a graph.
+
+    .. math:: \theta_{i+1} = \theta_i - \alpha \nabla_\theta \ell(\theta_i; x_i, y_i)
+
+    Args:
+        loss: :math:`\ell`, differentiable once in theta.
+        theta: Shape (P,).
+        images: x_i, shape (B, c, h, w).
+        labels: y_i, shape (B,).
+        student_lr: alpha, shape ().
+
+    Returns:
+        theta_{i+1}, shape (P,), detached.
+    """
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(theta, images.detach(), labels), theta)
+    return theta.detach() - student_lr.detach() * gradient
+
+
+def sgd_sweep(
+    loss: StepLoss, theta: Tensor, images: Tensor, labels: Tensor, student_lr: Tensor, cotangent: Tensor
+) -> Sweep:
+    r"""Pull a cotangent v of theta_{i+1} back through one step of plain SGD.
+
+    .. math::
+
+        g = \nabla_\theta \ell(\theta_i; x_i, y_i),\quad s = \langle g, v\rangle:\qquad
+        \bar\theta_i = v - \alpha\,\partial s/\partial\theta,\quad
+        \bar x_i = -\alpha\,\partial s/\partial x,\quad \bar\alpha = -s
+
+    Only this step's own graph exists while it runs, so a chain of sweeps over N steps is the exact gradient of the
+    unroll at the memory of one step plus N vectors.
+
+    Args:
+        loss: :math:`\ell`, differentiable twice.
+        theta: theta_i, shape (P,).
+        images: x_i, shape (B, c, h, w).
+        labels: y_i, shape (B,).
+        student_lr: alpha, shape ().
+        cotangent: v, shape (P,).
+
+    Returns:
+        The three cotangents, detached.
+    """
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        images = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(theta, images, labels), theta, create_graph=True)
+        s = gradient @ cotangent.detach()
+        along_theta, along_images = torch.autograd.grad(s, (theta, images))
+    alpha = student_lr.detach()
+    return Sweep(cotangent - alpha * along_theta, -alpha * along_images, -s.detach())
+
+
+def detached_sweep(
+    loss: StepLoss, theta: Tensor, images: Tensor, labels: Tensor, student_lr: Tensor, cotangent: Tensor
+) -> Sweep:
+    r"""As :func:`sgd_sweep`, but blind to how theta_i depends on earlier steps: v passes through unchanged.
+
+    .. math:: \bar\theta_i = v,\quad \bar x_i = -\alpha\,\partial s/\partial x,\quad \bar\alpha = -s
+
+    An approximation, not the gradient of the unroll (TESLA; Cui et al. 2023, arXiv:2211.10586). Arguments and
+    returns as in :func:`sgd_sweep`.
+    """
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        images = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(theta, images, labels), theta, create_graph=True)
+        s = gradient @ cotangent.detach()
+        (along_images,) = torch.autograd.grad(s, images)
+    return Sweep(cotangent, -student_lr.detach() * along_images, -s.detach())
+
+
+# --- the information term ----------------------------------------------------------------------------------------------
+
+
+def same_class(synthetic_labels: Tensor, real_labels: Tensor) -> Tensor:
+    """D of every pair: True where the classes agree; (S,) and (R,) give (S, R), bool."""
+    return synthetic_labels[:, None] == real_labels[None, :]
+
+
+def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` where ``mask``; zero, with zero gradient, where it selects nothing."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+
+
+def nce_loss(logits: Tensor, positive: Tensor, num_classes: int, reduction: Literal["paper", "mean"]) -> Tensor:
+    r"""Contrastive loss of one layer with the critic h = sigmoid(logit).
+
+    .. math:: L_k = -\big(E_{D=1}[\log h] + (C-1)\,E_{D=0}[\log(1-h)]\big)
+
+    At logit 0 it is C ln 2 (``paper``) or ln 2 (``mean``, where every pair counts once). A batch without positives
+    or without negatives contributes zero for the missing part.
+
+    Source: Shang et al. 2023 (arXiv:2312.16627), Eq. 2.15 and 2.16; the sign is explicit because the paper prints the
+    quantity to maximise. In log space, because exp-then-divide overflows at small temperatures.
+
+    Args:
+        logits: Similarity over temperature, s / tau, shape (S, R).
+        positive: D, shape (S, R), bool.
+        num_classes: C, at least 2.
+        reduction: ``paper`` weighs as the equation, ``mean`` averages over all pairs.
+
+    Returns:
+        Loss in nats, shape ().
+    """
+    if reduction == "mean":
+        return -torch.where(positive, logsigmoid(logits), logsigmoid(-logits)).mean()
+    attraction = _mean_where(logsigmoid(logits), positive)
+    repulsion = _mean_where(logsigmoid(-logits), ~positive)
+    return -(attraction + (num_classes - 1) * repulsion)
+
+
+def nce_bound(logits: Tensor, positive: Tensor, num_classes: int) -> Tensor:
+    r"""Lower bound on the mutual information of real and synthetic features of one layer.
+
+    .. math:: I \ge \log(C-1) + E_{D=1}[\log h]
+
+    It saturates at ln(C-1) and is void (never positive) for C = 2. NaN when the batch has no positive pair: nothing
+    was measured.
+
+    Source: Shang et al. 2023 (arXiv:2312.16627), Eq. 2.14.
+
+    Args:
+        logits: Similarity over temperature, s / tau, shape (S, R).
+        positive: D, shape (S, R), bool.
+        num_classes: C, at least 2.
+
+    Returns:
+        Bound in nats, shape (), detached.
+    """
+    return math.log(num_classes - 1) + logsigmoid(logits.detach())[positive].mean()
+
+
+def infonce_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    r"""Supervised contrastive loss: each synthetic image tells its own class's real images from all others.
+
+    .. math:: L_k = -\frac{1}{|I|} \sum_{i \in I} \frac{1}{|P_i|} \sum_{j \in P_i}
+              \log \frac{e^{s_{ij}/\tau}}{\sum_r e^{s_{ir}/\tau}}
+
+    P_i are the real images of i's class, I the synthetic images that have any. At constant logits it is ln R; its
+    minimum is the mean of ln |P_i|. Zero, with zero gradient, when I is empty.
+
+    Source: Khosla et al. 2020 (arXiv:2004.11362), Eq. 2, with synthetic anchors and real candidates; the softmax form
+    of the bound is van den Oord et al. 2018 (arXiv:1807.03748).
+
+    Args:
+        logits: Similarity over temperature, s / tau, shape (S, R).
+        positive: D, shape (S, R), bool.
+
+    Returns:
+        Loss in nats, shape ().
+    """
+    log_share = logits.log_softmax(1)
+    counts = positive.sum(1)
+    per_anchor = torch.where(positive, log_share, 0).sum(1) / counts.clamp(min=1)
+    return -per_anchor.sum() / (counts > 0).sum().clamp(min=1)
+
+
+def infonce_bound(logits: Tensor, positive: Tensor) -> Tensor:
+    r"""Lower bound on the mutual information from the softmax critic.
+
+    .. math:: I \ge \ln R - L_k
+
+    It saturates at the mean of ln(R / |P_i|), which is ln C for a class-balanced real batch. NaN when the batch has no
+    positive pair.
+
+    Source: van den Oord et al. 2018 (arXiv:1807.03748), Eq. 10; R is the number of candidates.
+
+    Args:
+        logits: Similarity over temperature, s / tau, shape (S, R).
+        positive: D, shape (S, R), bool.
+
+    Returns:
+        Bound in nats, shape (), detached.
+    """
+    bound = math.log(logits.shape[1]) - infonce_loss(logits.detach(), positive)
+    return torch.where(positive.any(), bound, torch.nan)
+
+
+def layer_weights(num_layers: int, layer_decay: float) -> Tensor:
+    r"""Weights of the layers in the sum of Eq. 2.17, deeper layers weighing more.
+
+    .. math:: w_k = \beta^{-(K-1-k)},\quad k = 1..K
+
+    For K = 3 these are 1/beta, 1, beta.
+
+    Source: Shang et al. 2023 (arXiv:2312.16627), Eq. 2.17.
+
+    Args:
+        num_layers: K.
+        layer_decay: beta, at least 1.
+
+    Returns:
+        Shape (K,), float32.
+    """
+    return torch.tensor([layer_decay ** -(num_layers - 1 - k) for k in range(1, num_layers + 1)])
+
+
+def balance(host: Tensor, term: Tensor, share: float) -> Tensor:
+    r"""The factor that makes the term's pixel gradient ``share`` times as long as the host's.
+
+    .. math:: \lambda \, \|g_{host}\| \,/\, \|g_{term}\|
+
+    Zero when the term has no gradient. The paper's literal weight has no such meaning: at MTT's step sizes it drowns
+    the host (its scale grows with C), which is why this form is the default.
+
+    Args:
+        host: Gradient of the host's loss on the pixels, any shape.
+        term: Gradient of the information term on the pixels, same shape.
+        share: lambda, at least 0.
+
+    Returns:
+        Factor, shape ().
+    """
+    length = term.norm()
+    return torch.where(length > 0, share * host.norm() / length.clamp(min=torch.finfo(length.dtype).tiny), 0)
+
+
+def clip_norm(gradient: Tensor, max_norm: float) -> Tensor:
+    """``gradient``, shortened to length ``max_norm`` if it is longer; any shape."""
+    return gradient * (max_norm / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)).clamp(max=1)

@@ -1,0 +1,282 @@
+"""Distillation: learn images on which a student follows the experts, and that share information with real ones."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mim4dd_pl.data import ImageDataModule, ImageSet
+from mim4dd_pl.errors import DivergenceError, StoredFileError
+from mim4dd_pl.functional import balance, clip_norm
+from mim4dd_pl.information import InformationTerm
+from mim4dd_pl.modules.experts import open_store, train_expert
+from mim4dd_pl.networks import FlatNetwork, NetworkFactory
+from mim4dd_pl.objectives import Match, Objective
+from mim4dd_pl.population import Experts
+from mim4dd_pl.randomness import Stream
+from mim4dd_pl.shapes import ImageShape
+from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.trajectories import Segment, TrajectoryStore
+
+InformationFactory = Callable[[Sequence[ImageShape], int], InformationTerm]
+"""(shapes of the network's feature maps, num_classes) -> the information term."""
+
+
+class _Gradients(NamedTuple):
+    """What one segment contributes to a step; every field is averaged over segments."""
+
+    host_loss: Tensor  # ()
+    information_loss: Tensor  # ()
+    bounds: Tensor  # (K,) nats
+    host_images: Tensor  # (S, c, h, w)
+    host_lr: Tensor  # ()
+    information_images: Tensor  # (S, c, h, w)
+    information_lr: Tensor  # ()
+    information_parameters: Tensor  # all parameters of heads and critic, one vector
+
+
+class DistillationModule(L.LightningModule):
+    r"""Minimises host loss + lambda x information term over the synthetic images and the student's learning rate.
+
+    One step: draw ``segments_per_step`` segments of expert trajectories; for each, the objective trains a student on
+    the synthetic images and says how far it is from the expert; the information term contrasts features of synthetic
+    and real images. Images and student learning rate move by one SGD optimiser, heads and critic by Adam.
+
+    Every random number is drawn from (seed, purpose, step, segment), so a resumed run repeats the uninterrupted one.
+
+    Args:
+        network: Builds the architecture from (image_shape, num_classes).
+        image_shape: (c, h, w) of one image; the data set sets it.
+        num_classes: C; the data set sets it.
+        objective: The host.
+        experts: Recipe and folder of the experts; missing ones are trained first.
+        images_per_class: ipc.
+        init: Start the images from random real images of their class, or from standard normal noise.
+        information: Builds the information term; none by default.
+        lr_images: Learning rate of the pixels.
+        lr_student_lr: Learning rate of the student's learning rate.
+        momentum: Of both.
+        student_lr: Initial student learning rate alpha.
+        min_student_lr: alpha is kept at or above this.
+        image_gradient_clip: Longest pixel gradient of a step; longer ones are shortened. Not clipped by default.
+        segments_per_step: Segments whose gradients are averaged in a step.
+        seed: Of the whole distillation.
+    """
+
+    segment_start: Tensor
+    segment_target: Tensor
+
+    def __init__(
+        self,
+        network: NetworkFactory,
+        image_shape: ImageShape,
+        num_classes: int,
+        objective: Objective,
+        experts: Experts,
+        images_per_class: int = 1,
+        init: Literal["real", "noise"] = "real",
+        information: InformationFactory | None = None,
+        lr_images: float = 100.0,
+        lr_student_lr: float = 1e-5,
+        momentum: float = 0.5,
+        student_lr: float = 0.01,
+        min_student_lr: float = 1e-6,
+        image_gradient_clip: float | None = None,
+        segments_per_step: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        _check_ranges(
+            lr_images=lr_images,
+            lr_student_lr=lr_student_lr,
+            momentum=momentum,
+            image_gradient_clip=image_gradient_clip,
+            segments_per_step=segments_per_step,
+        )
+        if objective.last_epoch > experts.training.epochs:
+            raise ValueError(
+                f"objective.max_start_epoch and objective.expert_epochs read expert epoch {objective.last_epoch}, "
+                f"experts are trained for {experts.training.epochs}: raise experts.training.epochs or lower the others."
+            )
+        self.network = FlatNetwork(network, image_shape, num_classes)
+        self.objective = objective
+        self.experts = experts
+        self.init = init
+        self.lr_images, self.lr_student_lr, self.momentum = lr_images, lr_student_lr, momentum
+        self.image_gradient_clip = image_gradient_clip
+        self.segments_per_step = segments_per_step
+        self.stream = Stream(seed)
+        self.synthetic = SyntheticImages(image_shape, num_classes, images_per_class, student_lr, min_student_lr)
+        with self.stream.at("heads").as_global():
+            self.information = None if information is None else information(self.network.layer_shapes(), num_classes)
+        empty = torch.empty(segments_per_step, self.network.num_parameters)
+        self.register_buffer("segment_start", empty, persistent=False)
+        self.register_buffer("segment_target", empty.clone(), persistent=False)
+
+    # --- before the first step
+
+    def setup(self, stage: str) -> None:
+        """Initial pixels: before strategies copy the module to other processes."""
+        self.data = cast(ImageDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        if stage != "fit":
+            if self.trainer.ckpt_path is None:
+                raise StoredFileError(f"`mim4dd {stage}` needs a run to evaluate: add --ckpt_path last or a .ckpt file.")
+        elif self.init == "noise":
+            self.synthetic.start_from_noise(self.stream.at("initial images"))
+        else:
+            chosen = self.data.train.per_class(
+                self.synthetic.images_per_class, self.stream.at("initial images").generator()
+            )
+            self.synthetic.start_from(self.data.train.batch(chosen).images)
+
+    def on_fit_start(self) -> None:
+        self.real: ImageSet = self.data.train.to(self.device)
+        self.store: TrajectoryStore = open_store(self.experts, self.network, self.data)
+        for expert in self.experts.missing(self.store):
+            train_expert(expert, self.experts, self.store, self.network, self.data, self.device)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        images_and_lr = torch.optim.SGD(
+            [
+                {"params": [self.synthetic.images], "lr": self.lr_images},
+                {"params": [self.synthetic.student_lr], "lr": self.lr_student_lr},
+            ],
+            momentum=self.momentum,
+        )
+        if self.information is None or not self._information_parameters():
+            return [images_and_lr]
+        return [images_and_lr, torch.optim.Adam(self._information_parameters(), lr=self.information.lr)]
+
+    # --- one step
+
+    def training_step(self, batch: int, batch_idx: int) -> None:
+        step = self.global_step
+        # Averaged in the order of the segments, so that it does not matter which process computed which.
+        segments = [self._segment_gradients(step, index) for index in range(self.segments_per_step)]
+        mean = _Gradients(*(torch.stack(parts).mean(0) for parts in zip(*segments, strict=True)))
+        factor = self._information_factor(mean)
+        gradient = mean.host_images + factor * mean.information_images
+        length = gradient.norm()
+        if not torch.isfinite(length + mean.host_loss):
+            raise DivergenceError(
+                f"The matching loss is {mean.host_loss:.3g} and the pixel gradient {length:.3g} at step {step} (student "
+                f"lr {self.synthetic.student_lr:.3g}): lower model.lr_images or model.lr_student_lr, or set "
+                "model.image_gradient_clip. The last checkpoint is from before this step."
+            )
+        if self.image_gradient_clip is not None:
+            gradient = clip_norm(gradient, self.image_gradient_clip)
+        self.synthetic.images.grad = gradient
+        self.synthetic.student_lr.grad = mean.host_lr + factor * mean.information_lr
+        self._step_optimizers(mean.information_parameters)
+        self.synthetic.project()
+        self._log_step(mean, factor, length)
+
+    def _segment_gradients(self, step: int, index: int) -> _Gradients:
+        stream = self.stream.at("segment", step, index)
+        segment = self._load_segment(index, stream.at("expert"))
+        match = self.objective(self.network, self.synthetic, segment, stream.at("inner loop"))
+        through_student = self.information is not None and self.information.through_student
+        learned = (self.synthetic.images, self.synthetic.student_lr)
+        host_images, host_lr = torch.autograd.grad(match.loss, learned, retain_graph=through_student)
+        information = self._information_gradients(match, stream.at("real batch"))
+        return _Gradients(match.loss.detach(), *information[:2], host_images, host_lr, *information[2:])
+
+    def _load_segment(self, index: int, stream: Stream) -> Segment:
+        generator = stream.generator()
+        expert = int(torch.randint(self.experts.num_experts, (), generator=generator))
+        epoch = int(torch.randint(self.objective.max_start_epoch, (), generator=generator))
+        segment = self.store.segment(expert, epoch, self.objective.expert_epochs)
+        self.segment_start[index].copy_(segment.start)
+        self.segment_target[index].copy_(segment.target)
+        return Segment(self.segment_start[index], self.segment_target[index])
+
+    def _information_gradients(self, match: Match, stream: Stream) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Loss, bounds, and the term's gradients on images, student lr and its own parameters; all unweighted."""
+        images, student_lr = self.synthetic.images, self.synthetic.student_lr
+        if self.information is None:
+            nothing = images.new_zeros(0)
+            return images.new_zeros(()), nothing, torch.zeros_like(images), torch.zeros_like(student_lr), nothing
+        chosen = torch.randint(len(self.real), (self.information.real_batch_size,), generator=stream.generator())
+        real = self.real.batch(chosen.to(self.device))
+        sees_synthetic, sees_real = self.information.features_of(match.student, match.expert)
+        term = self.information(
+            self.network.layers(sees_synthetic, images),
+            self.network.layers(sees_real, real.images),
+            self.synthetic.labels,
+            real.labels,
+        )
+        own = self._information_parameters()
+        gradients = torch.autograd.grad(
+            term.loss, (images, student_lr, *own), allow_unused=True, materialize_grads=True
+        )
+        flat = torch.cat([images.new_zeros(0), *(gradient.reshape(-1) for gradient in gradients[2:])])
+        return term.loss.detach(), term.bounds, gradients[0], gradients[1], flat
+
+    def _information_factor(self, mean: _Gradients) -> Tensor:
+        if self.information is None:
+            return mean.host_loss.new_zeros(())
+        if self.information.balance == "literal":
+            return mean.host_loss.new_tensor(self.information.weight)
+        return balance(mean.host_images, mean.information_images, self.information.weight)
+
+    def _information_parameters(self) -> list[torch.nn.Parameter]:
+        if self.information is None:
+            return []
+        return [parameter for parameter in self.information.parameters() if parameter.requires_grad]
+
+    def _step_optimizers(self, information_gradient: Tensor) -> None:
+        optimizers = cast(list[Any], self.optimizers(use_pl_optimizer=True)) if self._information_parameters() else [
+            cast(Any, self.optimizers())
+        ]
+        offset = 0
+        for parameter in self._information_parameters():
+            part = information_gradient[offset : offset + parameter.numel()]
+            parameter.grad = part.view_as(parameter)
+            offset += parameter.numel()
+        optimizers[0].step()
+        for heads in optimizers[1:]:
+            # The plain optimiser inside: Lightning counts every step of its own wrapper towards max_steps.
+            heads.optimizer.step()
+
+    def _log_step(self, mean: _Gradients, factor: Tensor, length: Tensor) -> None:
+        values = {
+            "train/matching_loss": mean.host_loss,
+            "train/student_lr": self.synthetic.student_lr.detach(),
+            "train/image_gradient": length,
+            "train/image_gradient_host": mean.host_images.norm(),
+        }
+        if self.information is not None:
+            values["train/information_loss"] = mean.information_loss
+            values["train/image_gradient_information"] = factor * mean.information_images.norm()
+            for number, bound in enumerate(mean.bounds, start=1):
+                values[f"train/bound_nats_layer{number}"] = bound
+        self.log_dict(values, batch_size=1)
+
+    # --- evaluation
+
+    def validation_step(self, batch: object, batch_idx: int) -> None:
+        """Nothing: the Evaluation callback trains students and shows them the batches."""
+
+    def test_step(self, batch: object, batch_idx: int) -> None:
+        """Nothing: the Evaluation callback trains students and shows them the batches."""
+
+
+def _check_ranges(
+    lr_images: float,
+    lr_student_lr: float,
+    momentum: float,
+    image_gradient_clip: float | None,
+    segments_per_step: int,
+) -> None:
+    for name, value in (("lr_images", lr_images), ("lr_student_lr", lr_student_lr)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"model.{name} must be at least 0 and finite, got {value}.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"model.momentum must lie in [0, 1), got {momentum}.")
+    if image_gradient_clip is not None and not 0 < image_gradient_clip < float("inf"):
+        raise ValueError(f"model.image_gradient_clip must be positive and finite, got {image_gradient_clip}.")
+    if segments_per_step < 1:
+        raise ValueError(f"model.segments_per_step must be at least 1, got {segments_per_step}.")

@@ -1,0 +1,28 @@
+"""What distillation asks of a network: classify, and show its layers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from mim4dd_pl.shapes import ImageShape
+
+
+class Network(nn.Module, ABC):
+    """A classifier of images that can show one feature map per block.
+
+    Subclasses are built as ``Class(image_shape, num_classes, **settings)`` and name their settings in ``extra_repr``,
+    which is how stored trajectories recognise them. They hold parameters and no buffers.
+    """
+
+    @abstractmethod
+    def layers(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps after each block, shallow to deep, each (B, c_k, h_k, w_k); ``images`` is (B, c, h, w)."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of shape (B, C) for ``images`` of shape (B, c, h, w)."""
+
+
+NetworkFactory = Callable[[ImageShape, int], Network]
+"""(image_shape, num_classes) -> a freshly initialised network."""

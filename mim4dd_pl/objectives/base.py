@@ -1,0 +1,55 @@
+"""What a host objective is: it trains a student on the synthetic images and says how good the result is."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mim4dd_pl.networks import FlatNetwork
+from mim4dd_pl.randomness import Stream
+from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.trajectories import Segment
+
+
+class Match(NamedTuple):
+    """A host's answer for one segment.
+
+    Args:
+        loss: Shape (), with a graph to the synthetic images and the student's learning rate.
+        student: Parameters of the network that saw the synthetic images, shape (P,), with the same graph.
+        expert: Parameters of the network that saw the real images, shape (P,).
+    """
+
+    loss: Tensor
+    student: Tensor
+    expert: Tensor
+
+
+class Objective(ABC):
+    """A host: what the synthetic images should match.
+
+    Attributes:
+        max_start_epoch: Segments start at an epoch t in 0..max_start_epoch-1.
+        expert_epochs: M; segments end at t + M.
+    """
+
+    max_start_epoch: int
+    expert_epochs: int
+
+    @property
+    def last_epoch(self) -> int:
+        """The latest expert epoch that is ever read."""
+        return self.max_start_epoch - 1 + self.expert_epochs
+
+    @abstractmethod
+    def __call__(
+        self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream
+    ) -> Match:
+        """Match one segment of an expert.
+
+        Args:
+            network: The student's architecture.
+            synthetic: Images, labels and student learning rate to learn.
+            segment: Expert parameters at epochs t and t + M.
+            stream: Decides minibatches and augmentation.
+        """

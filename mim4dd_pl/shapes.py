@@ -1,0 +1,4 @@
+"""The one shape that every part speaks of."""
+
+ImageShape = tuple[int, int, int]
+"""(channels, height, width) of one image."""

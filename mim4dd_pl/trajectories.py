@@ -1,0 +1,152 @@
+"""Expert trajectories on disk: one safetensors file per expert and a manifest that says what they are.
+
+A trajectory is the expert's parameters after every epoch, shape (epochs + 1, P) float32; row 0 is the initialisation.
+Two rows of it, a :class:`Segment`, are read at a time without loading the rest.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mim4dd_pl.errors import StoredFileError
+from mim4dd_pl.files import check_sha256, replacing, sha256, write_text
+
+SCHEMA = 1
+
+
+class Segment(NamedTuple):
+    """An expert's parameters at epoch t and at epoch t + M, each of shape (P,)."""
+
+    start: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class TrajectorySpec:
+    """What the experts of one store have in common; two stores fit each other when these agree.
+
+    Args:
+        data_set: Name of the data set.
+        data_fingerprint: SHA-256 of its training images and labels.
+        network: Class and settings of the architecture.
+        num_parameters: P.
+        training: The recipe of one expert, in words.
+        epochs: Epochs after the initialisation.
+        seed: Seed of the experts.
+    """
+
+    data_set: str
+    data_fingerprint: str
+    network: str
+    num_parameters: int
+    training: str
+    epochs: int
+    seed: int
+
+
+class TrajectoryStore:
+    """The finished experts of one folder.
+
+    Opening checks that the folder fits ``spec`` and that every file is what was written. An expert appears in the
+    manifest once its file is whole, so an interrupted training keeps the finished ones.
+
+    Args:
+        root: The folder; created with the first expert.
+        spec: What the experts must be.
+
+    Raises:
+        StoredFileError: If the folder holds other experts, or a file is damaged; named in the message.
+    """
+
+    def __init__(self, root: Path, spec: TrajectorySpec) -> None:
+        self.root = root
+        self.spec = spec
+        self._entries: dict[int, dict[str, Any]] = {}
+        if self._manifest.exists():
+            self._read_manifest()
+
+    @property
+    def finished(self) -> list[int]:
+        """Numbers of the experts that are there, ascending."""
+        return sorted(self._entries)
+
+    def add(self, expert: int, trajectory: Tensor) -> None:
+        """Keep a finished expert.
+
+        Args:
+            expert: Its number.
+            trajectory: Shape (epochs + 1, P).
+
+        Raises:
+            StoredFileError: If it cannot be written; what was there before is unchanged.
+        """
+        expected = (self.spec.epochs + 1, self.spec.num_parameters)
+        if tuple(trajectory.shape) != expected:
+            raise ValueError(f"A trajectory of this store has shape {expected}, got {tuple(trajectory.shape)}.")
+        path = self.root / f"expert_{expert:04d}.safetensors"
+        with replacing(path) as temporary:
+            save_file({"trajectory": trajectory.float().contiguous().cpu()}, temporary)
+        self._entries[expert] = {"file": path.name, "sha256": sha256(path)}
+        manifest = {
+            "schema": SCHEMA,
+            **asdict(self.spec),
+            "experts": {str(number): self._entries[number] for number in self.finished},
+        }
+        write_text(self._manifest, json.dumps(manifest, indent=2) + "\n")
+
+    def segment(self, expert: int, start_epoch: int, expert_epochs: int) -> Segment:
+        """Two rows of one trajectory, read from the disk.
+
+        Args:
+            expert: A finished expert.
+            start_epoch: t.
+            expert_epochs: M; t + M must not exceed the epochs of the store.
+        """
+        path = self.root / self._entries[expert]["file"]
+        try:
+            with safe_open(path, framework="pt") as file:
+                rows = file.get_slice("trajectory")
+                segment = Segment(rows[start_epoch], rows[start_epoch + expert_epochs])
+        except (OSError, SafetensorError) as error:
+            raise StoredFileError(f"{path} cannot be read: {error}. {self._remedy}") from error
+        if not all(torch.isfinite(row).all() for row in segment):
+            raise StoredFileError(f"{path} holds parameters that are not finite: the expert diverged. {self._remedy}")
+        return segment
+
+    @property
+    def _manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def _remedy(self) -> str:
+        return f"Delete {self.root} to train the experts anew, or set model.experts.root to another folder."
+
+    def _read_manifest(self) -> None:
+        try:
+            manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
+            found = {key: manifest[key] for key in ("schema", *asdict(self.spec))}
+            entries = {int(number): dict(entry) for number, entry in manifest["experts"].items()}
+            names = [str(entry["file"]) for entry in entries.values()]
+            hashes = [str(entry["sha256"]) for entry in entries.values()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoredFileError(f"{self._manifest} is damaged ({error!r}). {self._remedy}") from error
+        wanted = {"schema": SCHEMA, **asdict(self.spec)}
+        differing = [key for key in wanted if wanted[key] != found[key]]
+        if differing:
+            key = differing[0]
+            raise StoredFileError(
+                f"Trajectories in {self.root} do not fit: their {key.replace('_', ' ')} is {found[key]}, this run's is "
+                f"{wanted[key]}. Use the same data set, network and expert settings, or set model.experts.root to "
+                "another folder."
+            )
+        for name, digest in zip(names, hashes, strict=True):
+            if Path(name).name != name:
+                raise StoredFileError(f"{self._manifest} names a file outside its folder: {name}. {self._remedy}")
+            check_sha256(self.root / name, digest, self._remedy)
+        self._entries = entries
