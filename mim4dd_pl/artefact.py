@@ -66,7 +66,8 @@ def sheet(pixels: Tensor, per_row: int, side: int = 64) -> Tensor:
     """
     factor = max(1, side // pixels.shape[-1])
     large = pixels.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(large, nrow=per_row, padding=4, pad_value=1.0)
+    grid: Tensor = make_grid(large, nrow=per_row, padding=4, pad_value=1.0)
+    return grid
 
 
 def write_distilled(folder: Path, distilled: Distilled) -> None:
@@ -82,7 +83,11 @@ def write_distilled(folder: Path, distilled: Distilled) -> None:
         save_file(
             {name: getattr(distilled, name).detach().cpu().contiguous() for name in sorted(_TENSORS)},
             temporary / "distilled.safetensors",
-            {"schema": str(SCHEMA), "classes": json.dumps(distilled.classes), "facts": json.dumps(dict(distilled.facts))},
+            {
+                "schema": str(SCHEMA),
+                "classes": json.dumps(distilled.classes),
+                "facts": json.dumps(dict(distilled.facts)),
+            },
         )
         for row, label in enumerate(distilled.labels.tolist()):
             # Labels name the folders: class names may hold anything.
@@ -90,7 +95,7 @@ def write_distilled(folder: Path, distilled: Distilled) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             to_pil_image(pixels[row]).save(path)
         # Ten images a row; with more per class, one class a row.
-        to_pil_image(sheet(pixels, per_row=max(per_class, 10) if per_class > 1 else 10)).save(temporary / "sheet.png")
+        to_pil_image(sheet(pixels, per_row=per_class if per_class > 1 else 10)).save(temporary / "sheet.png")
         (temporary / "README.md").write_text(_card(distilled, per_class), encoding="utf-8")
         hashes = {
             path.relative_to(temporary).as_posix(): sha256(path)
@@ -113,7 +118,7 @@ def read_distilled(folder: Path) -> Distilled:
         schema, expected = manifest["schema"], str(manifest["sha256"][path.name])
     except (FileNotFoundError, NotADirectoryError):
         raise StoredFileError(
-            f"No distilled set in {folder} (it has no manifest.json). Give the folder that `mim4dd fit` names at its end."
+            f"No distilled set in {folder} (it has no manifest.json). Give the folder that a fit names at its end."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoredFileError(f"{folder / 'manifest.json'} is damaged ({error!r}). {_REMEDY}") from error
@@ -198,4 +203,3 @@ x = data.normalize(real_images)   # real images in [0, 1], the way the set was m
 def to_facts(**values: object) -> dict[str, str]:
     """Facts for the card: names with spaces for underscores, values as text."""
     return {name.replace("_", " "): str(value) for name, value in values.items()}
-

@@ -74,7 +74,7 @@ class Crop(Operation):
         return torch.rand(batch, 2, generator=generator)
 
     def __call__(self, images: Tensor, parameters: Tensor) -> Tensor:
-        batch, channels, height, width = images.shape
+        batch, _, height, width = images.shape
         reach_y, reach_x = int(height * self.ratio + 0.5), int(width * self.ratio + 0.5)
         reach = torch.tensor([2 * reach_y + 1, 2 * reach_x + 1], device=images.device)
         offset = (parameters * reach).long()

@@ -1,5 +1,6 @@
 """What a training set is worth: the accuracy of fresh networks trained on it, on images they have not seen."""
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -41,30 +42,23 @@ class Classifiers:
 
 
 def train_students(
-    network: FlatNetwork,
-    images: Indexable,
-    training: Training,
-    num_students: int,
-    stream: Stream,
-    device: torch.device,
+    network: FlatNetwork, sets: Sequence[Indexable], training: Training, stream: Stream, device: torch.device
 ) -> Classifiers:
-    """Fresh networks trained on ``images``.
+    """Fresh networks, one trained on each of ``sets``.
 
     Args:
         network: Their architecture.
-        images: The set, on ``device``.
+        sets: What each student is trained on, on ``device``; the same set n times for n students of one set.
         training: How each is trained.
-        num_students: How many, at least 1.
-        stream: Decides initialisations, order and augmentation; the same stream gives every set the same students.
+        stream: Decides initialisations, order and augmentation: student number i starts the same whatever its set.
         device: Where they are trained.
     """
     parameters = []
     # Lightning validates without gradients, and may do so in inference mode.
     with torch.inference_mode(False):
-        for number in range(num_students):
+        for number, images in enumerate(sets):
             student = stream.at("student", number)
-            theta = network.initial(student.at("initial")).to(device)
-            for theta in train(network, theta, images, training, student):
-                pass
-            parameters.append(theta)
+            fresh = network.initial(student.at("initial")).to(device)
+            (trained,) = deque(train(network, fresh, images, training, student), maxlen=1)
+            parameters.append(trained)
     return Classifiers(network, parameters)

@@ -74,9 +74,7 @@ def check_sha256(path: Path, expected: str, remedy: str) -> None:
     if not path.is_file():
         raise StoredFileError(f"{path} is missing. {remedy}")
     if (found := sha256(path)) != expected:
-        raise StoredFileError(
-            f"{path} is damaged: its SHA-256 is {found[:12]}.., expected {expected[:12]}... {remedy}"
-        )
+        raise StoredFileError(f"{path} is damaged: its SHA-256 is {found[:12]}.., expected {expected[:12]}... {remedy}")
 
 
 def _flush(path: Path) -> None:

@@ -61,7 +61,7 @@ def parameter_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor
     return (student - target).square().sum() / progress
 
 
-# --- the exact gradient of the unroll in constant memory -------------------------------------------------------------
+# --- the exact gradient of the unroll in constant memory -----------------------------------------------------------
 
 
 class Sweep(NamedTuple):
@@ -147,7 +147,7 @@ def detached_sweep(
     return Sweep(cotangent, -student_lr.detach() * along_images, -s.detach())
 
 
-# --- the information term ----------------------------------------------------------------------------------------------
+# --- the information term ------------------------------------------------------------------------------------------
 
 
 def same_class(synthetic_labels: Tensor, real_labels: Tensor) -> Tensor:
@@ -295,4 +295,5 @@ def balance(host: Tensor, term: Tensor, share: float) -> Tensor:
 
 def clip_norm(gradient: Tensor, max_norm: float) -> Tensor:
     """``gradient``, shortened to length ``max_norm`` if it is longer; any shape."""
-    return gradient * (max_norm / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)).clamp(max=1)
+    shortened: Tensor = gradient * (max_norm / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)).clamp(max=1)
+    return shortened

@@ -57,7 +57,9 @@ class Training:
         return self.lr * (0.1 if self.decay_at_half and epoch >= self.epochs // 2 else 1.0)
 
 
-def train(network: FlatNetwork, theta: Tensor, images: Indexable, training: Training, stream: Stream) -> Iterator[Tensor]:
+def train(
+    network: FlatNetwork, theta: Tensor, images: Indexable, training: Training, stream: Stream
+) -> Iterator[Tensor]:
     """Train one network and show its parameters after every epoch.
 
     Args:

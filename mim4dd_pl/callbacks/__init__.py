@@ -1,10 +1,10 @@
 """What happens around training; callbacks read and never steer."""
 
-from mim4dd_pl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from mim4dd_pl.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from mim4dd_pl.callbacks.closing import ClosingTable
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
 from mim4dd_pl.callbacks.pictures import Pictures
 from mim4dd_pl.callbacks.progress import StepProgress
 
-__all__ = ["AtomicCheckpointIO", "Checkpoint", "ClosingTable", "Evaluation", "Export", "Pictures", "StepProgress"]
+__all__ = ["AtomicCheckpointIO", "ClosingTable", "Evaluation", "Export", "LastCheckpoint", "Pictures", "StepProgress"]

@@ -4,15 +4,16 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from mim4dd_pl.errors import StoredFileError
 from mim4dd_pl.files import replacing
 
 
-class Checkpoint(ModelCheckpoint):
+class LastCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` of a run, from which it resumes to the bit.
 
     Args:
@@ -21,8 +22,19 @@ class Checkpoint(ModelCheckpoint):
 
     def __init__(self, every_n_steps: int = 50) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"Checkpoint.every_n_steps must be at least 1, got {every_n_steps}.")
-        super().__init__(filename="last", every_n_train_steps=every_n_steps, enable_version_counter=False)
+            raise ValueError(f"LastCheckpoint.every_n_steps must be at least 1, got {every_n_steps}.")
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    @staticmethod
+    def _save(trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt")
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -35,15 +47,13 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        if "://" in str(path):
-            raise StoredFileError(f"Checkpoints are read from local files, got {path}: download it first.")
         if not Path(path).is_file():
-            raise StoredFileError(f"No checkpoint {path}. Give a .ckpt file, or --ckpt_path last.")
+            raise StoredFileError(f"No checkpoint {path}. Give a local .ckpt file, or --ckpt_path last.")
         try:
             checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise StoredFileError(f"{path} is no readable checkpoint: {reason} Use another one.") from error
+            raise StoredFileError(f"{path} is no readable checkpoint ({reason}). Use another one.") from error
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:

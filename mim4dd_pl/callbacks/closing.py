@@ -2,8 +2,9 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import lightning as L
 from rich.console import Console
@@ -12,11 +13,14 @@ from rich.table import Table
 from mim4dd_pl.artefact import read_distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
-from mim4dd_pl.data import ImageDataModule
-from mim4dd_pl.evaluation import Classifiers, train_students
+from mim4dd_pl.data import ImageDataModule, Indexable, InMemory
+from mim4dd_pl.errors import UserError
+from mim4dd_pl.evaluation import train_students
 from mim4dd_pl.files import write_text
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.population import Training
+
+_C = TypeVar("_C", bound=L.Callback)
 
 
 class _Row(NamedTuple):
@@ -44,8 +48,7 @@ class ClosingTable(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for needed in (Evaluation, Export):
-            if stage == "fit" and not any(isinstance(callback, needed) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-                raise ValueError(f"ClosingTable needs the callback {needed.__name__} in trainer.callbacks.")
+            _find(trainer, needed)
         self._clock = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -67,12 +70,11 @@ class ClosingTable(L.Callback):
         _print(rows, minutes, run)
 
     def state_dict(self) -> dict[str, Any]:
+        self._lap("distillation")
         return dict(self._seconds)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # The experts of this process were timed before the checkpoint was read.
-        state_dict["experts"] += self._seconds["experts"]
-        self._seconds = state_dict
+        self._seconds = dict(state_dict)
 
     def _lap(self, stage: str) -> None:
         now = time.monotonic()
@@ -80,36 +82,40 @@ class ClosingTable(L.Callback):
         self._clock = now
 
     def _rows(self, trainer: L.Trainer, module: DistillationModule) -> list[_Row]:
-        evaluation, export = (
-            next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
-            for kind in (Evaluation, Export)
-        )
+        evaluation, export = _find(trainer, Evaluation), _find(trainer, Export)
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         train, test = data.train.to(module.device), data.test.to(module.device)
 
-        def row(name: str, images: int, students: Classifiers) -> _Row:
+        def row(name: str, sets: Sequence[Indexable], training: Training) -> _Row:
+            students = train_students(module.network, sets, training, module.stream.at("evaluation"), module.device)
             for batch in test.batches(data.evaluation_batch_size):
                 students.update(batch)
             accuracies = students.accuracies()
-            return _Row(name, images, float(accuracies.mean()), float(accuracies.std()), len(accuracies))
+            return _Row(name, len(sets[0]), float(accuracies.mean()), float(accuracies.std()), len(accuracies))
 
         rows = []
-        count = len(module.synthetic)
-        folder = export.folder(trainer)
-        last_is_best = export.best_step == trainer.global_step
-        names = {"best": f"distilled, best on validation (step {export.best_step:,})", "last": "distilled, last"}
-        for which in ("best",) if last_is_best else ("best", "last"):
-            distilled = read_distilled(folder / which)
-            rows.append(row(names[which], count, evaluation.students_of(module, distilled.images, distilled.labels)))
-        chosen = train.per_class(module.synthetic.images_per_class, module.stream.at("random real").generator())
-        rows.append(row("random real images", count, evaluation.students_of(module, *train.batch(chosen))))
+        names = {"last": "distilled, last"}
+        if export.best_step != trainer.global_step:
+            names = {"best": f"distilled, best on validation (step {export.best_step:,})", **names}
+        for which, name in names.items():
+            distilled = read_distilled(export.folder(trainer) / which)
+            images = InMemory(distilled.images.to(module.device), distilled.labels.to(module.device))
+            rows.append(row(name, [images] * evaluation.num_students, evaluation.training))
+        draws = []
+        for number in range(evaluation.num_students):
+            generator = module.stream.at("random real", number).generator()
+            draws.append(InMemory(*train.batch(train.per_class(module.synthetic.images_per_class, generator))))
+        rows.append(row("random real images, a draw for each student", draws, evaluation.training))
         if self.whole_set is not None:
-            stream = module.stream.at("evaluation")
-            students = train_students(
-                module.network, train, self.whole_set, evaluation.num_students, stream, module.device
-            )
-            rows.append(row("whole training set", len(train), students))
+            rows.append(row("whole training set", [train] * evaluation.num_students, self.whole_set))
         return rows
+
+
+def _find(trainer: L.Trainer, kind: type[_C]) -> _C:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, kind):
+            return callback
+    raise UserError(f"ClosingTable needs the callback {kind.__name__} in trainer.callbacks.")
 
 
 def _print(rows: list[_Row], minutes: dict[str, float], run: Path) -> None:

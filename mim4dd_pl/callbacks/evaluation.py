@@ -1,11 +1,11 @@
 """Fresh students on the synthetic images: accuracy on validation or test images, mean and std."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning as L
-from torch import Tensor
 
-from mim4dd_pl.data.catalog import Batch, InMemory
+from mim4dd_pl.data.catalog import Batch, Indexable, InMemory
 from mim4dd_pl.evaluation import Classifiers, train_students
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.population import Training
@@ -29,20 +29,14 @@ class Evaluation(L.Callback):
         self.training = training
         self.num_students = num_students
 
-    def students_of(self, module: DistillationModule, images: Tensor, labels: Tensor) -> Classifiers:
-        """Students trained on any set in the way of this evaluation."""
-        return train_students(
-            module.network,
-            InMemory(images.detach().to(module.device), labels.to(module.device)),
-            self.training,
-            self.num_students,
-            module.stream.at("evaluation"),
-            module.device,
-        )
+    def train_students(self, module: DistillationModule, sets: Sequence[Indexable]) -> Classifiers:
+        """Students trained in the way of this evaluation, one on each of ``sets``."""
+        return train_students(module.network, sets, self.training, module.stream.at("evaluation"), module.device)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(DistillationModule, pl_module)
-        self._students = self.students_of(module, module.synthetic.images, module.synthetic.labels)
+        synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.labels)
+        self._students = self.train_students(module, [synthetic] * self.num_students)
 
     def on_validation_batch_end(
         self,

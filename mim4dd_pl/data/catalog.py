@@ -279,15 +279,20 @@ class Npz(Source):
 
     def _array(self, file: "np.lib.npyio.NpzFile", key: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
         try:
-            return file[key]  # type: ignore[no-any-return]
+            return file[key]
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{key} of {self.path} cannot be read: {_first_line(error)}") from error
 
     def _labels(self, file: "np.lib.npyio.NpzFile", key: str) -> Tensor:
         labels = self._array(file, key)
-        if labels.dtype.kind not in "iu" or labels.size == 0 or labels.shape not in (
-            (len(labels),),
-            (len(labels), 1),
+        if (
+            labels.dtype.kind not in "iu"
+            or labels.size == 0
+            or labels.shape
+            not in (
+                (len(labels),),
+                (len(labels), 1),
+            )
         ):
             raise DataError(
                 f"{key} of {self.path} must be integers of shape (N,) or (N, 1), got {labels.dtype} of shape "

@@ -123,7 +123,9 @@ class DistillationModule(L.LightningModule):
         self.data = cast(ImageDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
         if stage != "fit":
             if self.trainer.ckpt_path is None:
-                raise StoredFileError(f"`mim4dd {stage}` needs a run to evaluate: add --ckpt_path last or a .ckpt file.")
+                raise StoredFileError(
+                    f"`mim4dd {stage}` needs a run to evaluate: add --ckpt_path last or a .ckpt file."
+                )
         elif self.init == "noise":
             self.synthetic.start_from_noise(self.stream.at("initial images"))
         else:
@@ -162,8 +164,8 @@ class DistillationModule(L.LightningModule):
         length = gradient.norm()
         if not torch.isfinite(length + mean.host_loss):
             raise DivergenceError(
-                f"The matching loss is {mean.host_loss:.3g} and the pixel gradient {length:.3g} at step {step} (student "
-                f"lr {self.synthetic.student_lr:.3g}): lower model.lr_images or model.lr_student_lr, or set "
+                f"The matching loss is {mean.host_loss:.3g} and the pixel gradient {length:.3g} at step {step} "
+                f"(student lr {self.synthetic.student_lr:.3g}): lower model.lr_images or model.lr_student_lr, or set "
                 "model.image_gradient_clip. The last checkpoint is from before this step."
             )
         if self.image_gradient_clip is not None:
@@ -228,9 +230,11 @@ class DistillationModule(L.LightningModule):
         return [parameter for parameter in self.information.parameters() if parameter.requires_grad]
 
     def _step_optimizers(self, information_gradient: Tensor) -> None:
-        optimizers = cast(list[Any], self.optimizers(use_pl_optimizer=True)) if self._information_parameters() else [
-            cast(Any, self.optimizers())
-        ]
+        optimizers = (
+            cast(list[Any], self.optimizers(use_pl_optimizer=True))
+            if self._information_parameters()
+            else [cast(Any, self.optimizers())]
+        )
         offset = 0
         for parameter in self._information_parameters():
             part = information_gradient[offset : offset + parameter.numel()]

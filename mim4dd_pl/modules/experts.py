@@ -19,9 +19,7 @@ _log = logging.getLogger(__name__)
 
 def open_store(experts: Experts, network: FlatNetwork, data: ImageDataModule) -> TrajectoryStore:
     """The trajectories of ``experts`` on the training images of ``data``, as far as they exist."""
-    return TrajectoryStore(
-        Path(experts.root), experts.spec(network, data.source.name, data.train.fingerprint())
-    )
+    return TrajectoryStore(Path(experts.root), experts.spec(network, data.source.name, data.train.fingerprint()))
 
 
 def train_expert(
@@ -55,9 +53,7 @@ class ExpertModule(L.LightningModule):
         experts: How many, how trained, where kept.
     """
 
-    def __init__(
-        self, network: NetworkFactory, image_shape: ImageShape, num_classes: int, experts: Experts
-    ) -> None:
+    def __init__(self, network: NetworkFactory, image_shape: ImageShape, num_classes: int, experts: Experts) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.network = FlatNetwork(network, image_shape, num_classes)

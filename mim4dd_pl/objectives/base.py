@@ -42,9 +42,7 @@ class Objective(ABC):
         return self.max_start_epoch - 1 + self.expert_epochs
 
     @abstractmethod
-    def __call__(
-        self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream
-    ) -> Match:
+    def __call__(self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Match:
         """Match one segment of an expert.
 
         Args:

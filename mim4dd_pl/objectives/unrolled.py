@@ -52,9 +52,7 @@ class TrajectoryMatching(Objective):
         self.augment = augment
         self.unroll = ExactUnroll() if unroll is None else unroll
 
-    def __call__(
-        self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream
-    ) -> Match:
+    def __call__(self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Match:
         size = self.synthetic_batch_size or len(synthetic)
         if size > len(synthetic):
             raise ValueError(f"objective.synthetic_batch_size is {size}, there are {len(synthetic)} synthetic images.")
@@ -71,7 +69,5 @@ class TrajectoryMatching(Objective):
                 x, y = images[chunk], y[chunk]
             return (x if self.augment is None else self.augment(x, stream.at("augment", step))), y
 
-        student = self.unroll(
-            loss, minibatch, synthetic.images, synthetic.student_lr, segment.start, self.unroll_steps
-        )
+        student = self.unroll(loss, minibatch, synthetic.images, synthetic.student_lr, segment.start, self.unroll_steps)
         return Match(parameter_distance(student, segment.target, segment.start), student, segment.target)
