@@ -94,9 +94,9 @@ class ClosingTable(L.Callback):
             return _Row(name, len(sets[0]), float(accuracies.mean()), float(accuracies.std()), len(accuracies))
 
         rows = []
-        names = {"last": "distilled, last"}
+        names = {"last": "distilled (last)"}
         if export.best_step != trainer.global_step:
-            names = {"best": f"distilled, best on validation (step {export.best_step:,})", **names}
+            names = {"best": f"distilled (best, step {export.best_step:,})", **names}
         for which, name in names.items():
             distilled = read_distilled(export.folder(trainer) / which)
             images = InMemory(distilled.images.to(module.device), distilled.labels.to(module.device))
@@ -105,7 +105,7 @@ class ClosingTable(L.Callback):
         for number in range(evaluation.num_students):
             generator = module.stream.at("random real", number).generator()
             draws.append(InMemory(*train.batch(train.per_class(module.synthetic.images_per_class, generator))))
-        rows.append(row("random real images, a draw for each student", draws, evaluation.training))
+        rows.append(row("random real images", draws, evaluation.training))
         if self.whole_set is not None:
             rows.append(row("whole training set", [train] * evaluation.num_students, self.whole_set))
         return rows

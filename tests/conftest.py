@@ -1,0 +1,41 @@
+"""Inputs that several tests share. Everything is small and seeded."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mim4dd_pl.networks import ConvNet, FlatNetwork
+from mim4dd_pl.population import Training
+from mim4dd_pl.randomness import Stream
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # the tests' networks are too small for two
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream(0).at("tests")
+
+
+@pytest.fixture
+def network() -> FlatNetwork:
+    """A ConvNet with 72 parameters on 1x4x4 images of 3 classes."""
+    return FlatNetwork(partial(ConvNet, depth=1, width=4), (1, 4, 4), 3)
+
+
+@pytest.fixture
+def training() -> Training:
+    return Training(epochs=3, batch_size=4, lr=0.1)
+
+
+def randn(stream: Stream, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers of ``shape`` from ``stream``."""
+    return torch.randn(*shape, generator=stream.generator(), dtype=dtype)

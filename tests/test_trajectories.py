@@ -1,0 +1,113 @@
+"""A store gives back what was written, and refuses by name what does not fit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mim4dd_pl.errors import StoredFileError
+from mim4dd_pl.randomness import Stream
+from mim4dd_pl.trajectories import TrajectorySpec, TrajectoryStore
+from tests.conftest import randn
+
+SPEC = TrajectorySpec("digits", "0a", "ConvNet(depth=1)", 7, "Training(epochs=3)", 3, 0)
+
+
+@pytest.fixture
+def trajectory(stream: Stream) -> torch.Tensor:
+    return randn(stream, 4, 7, dtype=torch.float32)
+
+
+@pytest.fixture
+def store(tmp_path: Path, trajectory: torch.Tensor) -> TrajectoryStore:
+    store = TrajectoryStore(tmp_path / "experts", SPEC)
+    store.add(2, trajectory)
+    return store
+
+
+def test_segments_are_the_rows_that_were_written(store: TrajectoryStore, trajectory: torch.Tensor) -> None:
+    reopened = TrajectoryStore(store.root, SPEC)
+    assert reopened.finished == [2]
+    segment = reopened.segment(2, 1, 2)
+    assert torch.equal(segment.start, trajectory[1])
+    assert torch.equal(segment.target, trajectory[3])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            replace(SPEC, network="ConvNet(depth=2)"),
+            r"their network is ConvNet\(depth=1\), this run's is ConvNet\(depth=2\)",
+        ),
+        (replace(SPEC, data_set="mnist"), "their data set is digits, this run's is mnist"),
+        (replace(SPEC, data_fingerprint="1b"), "their data fingerprint is 0a"),
+        (replace(SPEC, epochs=9), "their epochs is 3, this run's is 9"),
+        (replace(SPEC, seed=1), "their seed is 0, this run's is 1"),
+    ],
+)
+def test_a_store_of_other_experts_is_refused_by_name(
+    store: TrajectoryStore, other: TrajectorySpec, message: str
+) -> None:
+    with pytest.raises(StoredFileError, match=message):
+        TrajectoryStore(store.root, other)
+
+
+def test_every_flipped_byte_is_noticed(store: TrajectoryStore) -> None:
+    path = store.root / "expert_0002.safetensors"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 13):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(StoredFileError, match=r"expert_0002\.safetensors is damaged"):
+            TrajectoryStore(store.root, SPEC)
+
+
+def test_a_missing_expert_is_named(store: TrajectoryStore) -> None:
+    (store.root / "expert_0002.safetensors").unlink()
+    with pytest.raises(StoredFileError, match=r"expert_0002\.safetensors is missing"):
+        TrajectoryStore(store.root, SPEC)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 1}', "null", "{"])
+def test_a_broken_manifest_is_named(store: TrajectoryStore, text: str) -> None:
+    (store.root / "manifest.json").write_text(text)
+    with pytest.raises(StoredFileError, match=r"manifest\.json is damaged"):
+        TrajectoryStore(store.root, SPEC)
+
+
+def test_a_manifest_cannot_point_outside_its_folder(store: TrajectoryStore) -> None:
+    path = store.root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["experts"]["2"]["file"] = "../elsewhere.safetensors"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoredFileError, match="outside its folder"):
+        TrajectoryStore(store.root, SPEC)
+
+
+def test_an_interrupted_write_keeps_the_finished_experts(
+    store: TrajectoryStore, trajectory: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mim4dd_pl.trajectories.save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.add(3, trajectory)
+    assert TrajectoryStore(store.root, SPEC).finished == [2]
+    assert not list(store.root.glob(".*"))
+
+
+def test_parameters_that_are_not_finite_are_refused(store: TrajectoryStore, trajectory: torch.Tensor) -> None:
+    store.add(3, torch.where(torch.arange(4)[:, None] == 3, torch.nan, trajectory))
+    assert torch.equal(store.segment(3, 0, 2).start, trajectory[0])
+    with pytest.raises(StoredFileError, match=r"expert_0003\.safetensors holds parameters that are not finite"):
+        store.segment(3, 1, 2)
+
+
+def test_a_trajectory_of_another_shape_is_refused(store: TrajectoryStore) -> None:
+    with pytest.raises(ValueError, match=r"shape \(4, 7\), got \(4, 8\)"):
+        store.add(3, torch.zeros(4, 8))
