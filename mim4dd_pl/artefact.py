@@ -80,14 +80,12 @@ def write_distilled(folder: Path, distilled: Distilled) -> None:
     pixels = distilled.pixels()
     with replacing(folder) as temporary:
         temporary.mkdir()
+        # One key: safetensors writes several in random order, and the same set must have the same hash.
+        about = {"schema": SCHEMA, "classes": distilled.classes, "facts": dict(distilled.facts)}
         save_file(
             {name: getattr(distilled, name).detach().cpu().contiguous() for name in sorted(_TENSORS)},
             temporary / "distilled.safetensors",
-            {
-                "schema": str(SCHEMA),
-                "classes": json.dumps(distilled.classes),
-                "facts": json.dumps(dict(distilled.facts)),
-            },
+            {"mim4dd_pl": json.dumps(about)},
         )
         for row, label in enumerate(distilled.labels.tolist()):
             # Labels name the folders: class names may hold anything.
@@ -128,10 +126,9 @@ def read_distilled(folder: Path) -> Distilled:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            facts = file.metadata()
-        classes = tuple(json.loads(facts["classes"]))
-        return Distilled(**tensors, classes=classes, facts=json.loads(facts["facts"]))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            about = json.loads(file.metadata()["mim4dd_pl"])
+        return Distilled(**tensors, classes=tuple(about["classes"]), facts=about["facts"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise StoredFileError(f"{path} cannot be read: {error}. {_REMEDY}") from error
 
 

@@ -6,14 +6,19 @@ interrupted.
 """
 
 import logging
+import re
 import sys
+import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning import LightningModule
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from mim4dd_pl.callbacks import AtomicCheckpointIO, StepProgress
@@ -25,7 +30,7 @@ class _Parser(LightningArgumentParser):
     """Says in one line what is wrong with the arguments."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_one_line(message)) from ex
+        raise UserError(_reason(ex or ValueError(message))) from ex
 
 
 class DistillationCLI(LightningCLI):
@@ -74,6 +79,9 @@ class DistillationCLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for flag, value in pairwise(args):
+            if flag in ("-c", "--config"):
+                _check_keys(Path(value))
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
@@ -82,15 +90,28 @@ class DistillationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         torch.set_num_threads(config.threads)
+        if config.trainer.val_check_interval == 0:
+            raise UserError("trainer.val_check_interval must be at least 1 outer step, got 0.")
+        distills = self.subcommand == "fit" and config.model.class_path.endswith("DistillationModule")
+        if distills and config.trainer.max_steps < 1:
+            raise UserError(f"trainer.max_steps must be at least 1 outer step, got {config.trainer.max_steps}.")
         if config.ckpt_path == "last":
             self._resume_last(config)
+        elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+            raise StoredFileError(f"No checkpoint {config.ckpt_path}: give a local .ckpt file, or --ckpt_path last.")
+        elif config.ckpt_path is None and self.subcommand != "fit":
+            raise StoredFileError(f"{self.subcommand} needs a run to evaluate: add --ckpt_path last or a .ckpt file.")
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             # Constructors refuse bad settings; anything that a run raises later keeps its traceback.
-            raise UserError(_one_line(str(error))) from error
+            raise UserError(_reason(error)) from error
+        # Before the Trainer creates its first file: are the data what the recipe needs, do the experts fit?
+        self.datamodule.setup(self.subcommand)
+        if self.subcommand == "fit":
+            self.model.attach(self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         return super().instantiate_trainer(plugins=[AtomicCheckpointIO()], **kwargs)
@@ -124,8 +145,11 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         DistillationCLI(list(sys.argv[1:] if args is None else args))
     except UserError as error:
-        print(f"mim4dd: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
+    except MisconfigurationException as error:
+        return _fail(str(error), UserError.exit_code)
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename or 'no file name given'}", StoredFileError.exit_code)
     except KeyboardInterrupt:
         print("mim4dd: interrupted; continue with --ckpt_path last", file=sys.stderr)
         return 130
@@ -137,12 +161,51 @@ def run() -> NoReturn:
     sys.exit(main())
 
 
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML takes the last of two equal keys in silence; a recipe must not hold two truths."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise UserError(f"{key.start_mark.name}, line {key.start_mark.line + 1}: {key.value} is set twice.")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check_keys(recipe: Path) -> None:
+    if not recipe.is_file():
+        raise UserError(f"No recipe {recipe}: -c takes a YAML file, e.g. configs/distill/digits.yaml.")
+    try:
+        with recipe.open(encoding="utf-8") as file:
+            content = yaml.load(file, _UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{recipe} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{recipe} holds {content!r:.40}, expected keys and values.")
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print("mim4dd: error: " + " ".join(message.split()), file=sys.stderr)
+    return exit_code
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, without the list of everything else that a value might have been."""
+    keys: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        error, cause = cause, cause.__cause__
+        if (named := re.match(r'Parser key "([^"]+)":\s*', str(error))) and named[1] not in keys:
+            keys.append(named[1])
+    reason = re.sub(r'^Parser key "[^"]+":\s*', "", str(error))
+    return f"{'.'.join(keys)}: {reason}" if keys else reason
 
 
 def _quiet() -> None:
     """One voice on the terminal: ours."""
+    # Lightning 2.6 with torch 2.14: a deprecation between the two that no user can mend.
+    warnings.filterwarnings("ignore", message=r".isinstance\(treespec, LeafSpec\)", category=FutureWarning)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     log = logging.getLogger("mim4dd_pl")

@@ -13,7 +13,7 @@ from mim4dd_pl.shapes import ImageShape
 def _pooled(layer_shape: ImageShape, grid: int) -> tuple[nn.Module, int]:
     """Adaptive average pooling to at most grid x grid, and the number of features it leaves."""
     if grid < 1:
-        raise ValueError(f"information.embedding.grid must be at least 1, got {grid}.")
+        raise ValueError(f"model.information.embedding.grid must be at least 1, got {grid}.")
     channels, height, width = layer_shape
     size = (min(grid, height), min(grid, width))
     return nn.AdaptiveAvgPool2d(size), channels * size[0] * size[1]
@@ -79,5 +79,5 @@ class MLPHead(nn.Module):
 
 def _positive(name: str, value: int) -> int:
     if value < 1:
-        raise ValueError(f"information.embedding.{name} must be at least 1, got {value}.")
+        raise ValueError(f"model.information.embedding.{name} must be at least 1, got {value}.")
     return value

@@ -141,17 +141,18 @@ class InformationTerm(nn.Module):
         if num_classes < 2:
             raise ValueError(f"The information term contrasts classes and needs at least 2, got {num_classes}.")
         if not 0 <= weight < math.inf:
-            raise ValueError(f"information.weight must be at least 0 and finite, got {weight}.")
+            raise ValueError(f"model.information.weight must be at least 0 and finite, got {weight}.")
         if not 1 <= layer_decay < math.inf:
-            raise ValueError(f"information.layer_decay must be at least 1 and finite, got {layer_decay}.")
+            raise ValueError(f"model.information.layer_decay must be at least 1 and finite, got {layer_decay}.")
         if real_batch_size < 1 or not 0 < lr < math.inf:
             raise ValueError(
-                f"information.real_batch_size must be at least 1 and information.lr positive, got {real_batch_size} "
-                f"and {lr}."
+                f"model.information.real_batch_size must be at least 1 and model.information.lr positive, got "
+                f"{real_batch_size} and {lr}."
             )
         if through_student and networks == "expert":
             raise ValueError(
-                "information.through_student needs the student's features: set information.networks to student or own."
+                "model.information.through_student needs the student's features: set model.information.networks to "
+                "student or own."
             )
         self.num_classes = num_classes
         self.critic = InfoNCECritic() if critic is None else critic
@@ -202,5 +203,5 @@ class InformationTerm(nn.Module):
 
 def _log_temperature(temperature: float) -> float:
     if not 0 < temperature < math.inf:
-        raise ValueError(f"information.critic.temperature must be positive and finite, got {temperature}.")
+        raise ValueError(f"model.information.critic.temperature must be positive and finite, got {temperature}.")
     return math.log(temperature)

@@ -73,7 +73,7 @@ def test_all_unrolls_arrive_at_the_same_student(
 def test_exact_unroll_gradient_against_finite_differences(
     loss: StepLoss, minibatch: Minibatch, inputs: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    assert gradcheck(lambda *args: ExactUnroll()(loss, minibatch, *args, 2), inputs)
+    assert gradcheck(lambda images, lr, start: ExactUnroll()(loss, minibatch, images, lr, start, 2), inputs)
 
 
 def test_detached_unroll_is_not_the_gradient_of_the_unroll(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.data import ImageDataModule, ImageSet
-from mim4dd_pl.errors import DivergenceError, StoredFileError
+from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance, clip_norm
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import open_store, train_expert
@@ -67,6 +67,8 @@ class DistillationModule(L.LightningModule):
 
     segment_start: Tensor
     segment_target: Tensor
+    store: TrajectoryStore
+    real: ImageSet
 
     def __init__(
         self,
@@ -98,8 +100,9 @@ class DistillationModule(L.LightningModule):
         )
         if objective.last_epoch > experts.training.epochs:
             raise ValueError(
-                f"objective.max_start_epoch and objective.expert_epochs read expert epoch {objective.last_epoch}, "
-                f"experts are trained for {experts.training.epochs}: raise experts.training.epochs or lower the others."
+                f"model.objective.max_start_epoch and model.objective.expert_epochs read expert epoch "
+                f"{objective.last_epoch}, experts are trained for {experts.training.epochs}: raise "
+                "model.experts.training.epochs or lower the others."
             )
         self.network = FlatNetwork(network, image_shape, num_classes)
         self.objective = objective
@@ -109,6 +112,7 @@ class DistillationModule(L.LightningModule):
         self.image_gradient_clip = image_gradient_clip
         self.segments_per_step = segments_per_step
         self.stream = Stream(seed)
+        self._data: ImageDataModule | None = None
         self.synthetic = SyntheticImages(image_shape, num_classes, images_per_class, student_lr, min_student_lr)
         with self.stream.at("heads").as_global():
             self.information = None if information is None else information(self.network.layer_shapes(), num_classes)
@@ -120,25 +124,27 @@ class DistillationModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Initial pixels: before strategies copy the module to other processes."""
-        self.data = cast(ImageDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
-        if stage != "fit":
-            if self.trainer.ckpt_path is None:
-                raise StoredFileError(
-                    f"`mim4dd {stage}` needs a run to evaluate: add --ckpt_path last or a .ckpt file."
-                )
-        elif self.init == "noise":
-            self.synthetic.start_from_noise(self.stream.at("initial images"))
+        if stage == "fit":
+            self.attach(cast(ImageDataModule, self.trainer.datamodule))  # type: ignore[attr-defined]
+
+    def attach(self, data: ImageDataModule) -> None:
+        """Open the experts and set the initial pixels; raises before anything is written if ``data`` does not do."""
+        if self._data is data:
+            return
+        stream = self.stream.at("initial images")
+        if self.init == "noise":
+            self.synthetic.start_from_noise(stream)
         else:
-            chosen = self.data.train.per_class(
-                self.synthetic.images_per_class, self.stream.at("initial images").generator()
-            )
-            self.synthetic.start_from(self.data.train.batch(chosen).images)
+            chosen = data.train.per_class(self.synthetic.images_per_class, stream.generator())
+            self.synthetic.start_from(data.train.batch(chosen).images)
+        self.store = open_store(self.experts, self.network, data)
+        self._data = data
 
     def on_fit_start(self) -> None:
-        self.real: ImageSet = self.data.train.to(self.device)
-        self.store: TrajectoryStore = open_store(self.experts, self.network, self.data)
+        data = cast(ImageDataModule, self._data)
+        self.real = data.train.to(self.device)
         for expert in self.experts.missing(self.store):
-            train_expert(expert, self.experts, self.store, self.network, self.data, self.device)
+            train_expert(expert, self.experts, self.store, self.network, data, self.device)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         images_and_lr = torch.optim.SGD(

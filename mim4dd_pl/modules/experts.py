@@ -59,9 +59,15 @@ class ExpertModule(L.LightningModule):
         self.network = FlatNetwork(network, image_shape, num_classes)
         self.experts = experts
 
+    def setup(self, stage: str) -> None:
+        self.attach(cast(ImageDataModule, self.trainer.datamodule))  # type: ignore[attr-defined]
+
+    def attach(self, data: ImageDataModule) -> None:
+        """Open the folder; raises before anything is written if it holds other experts."""
+        self.data = data
+        self.store = open_store(self.experts, self.network, data)
+
     def on_fit_start(self) -> None:
-        self.data = cast(ImageDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
-        self.store = open_store(self.experts, self.network, self.data)
         if not self.experts.missing(self.store):
             _log.info("All %d experts are in %s already.", self.experts.num_experts, self.experts.root)
             self.trainer.should_stop = True
@@ -74,5 +80,9 @@ class ExpertModule(L.LightningModule):
         if len(missing) <= 1:
             self.trainer.should_stop = True
 
-    def configure_optimizers(self) -> None:
+    def validation_step(self, batch: object, batch_idx: int) -> None:
+        """Nothing: an expert is validated when it is finished."""
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """None: an expert's own SGD is part of its recipe."""
+        return []

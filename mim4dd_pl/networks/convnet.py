@@ -50,9 +50,9 @@ class ConvNet(Network):
     ) -> None:
         super().__init__()
         if depth < 1 or width < 1:
-            raise ValueError(f"network depth and width must be at least 1, got depth {depth} and width {width}.")
+            raise ValueError(f"model.network depth and width must be at least 1, got depth {depth} and width {width}.")
         if norm == "group" and width % 4:
-            raise ValueError(f"network norm group needs a width that 4 divides, got {width}.")
+            raise ValueError(f"model.network norm group needs a width that 4 divides, got {width}.")
         self._settings = f"depth={depth}, width={width}, norm={norm}, pooling={pooling}"
         channels, height, width_in = image_shape
         # The field's code pads 28x28 images to 32x32 in the first convolution.
@@ -74,7 +74,8 @@ class ConvNet(Network):
                 height, width_in = height // 2, width_in // 2
         if min(height, width_in) < 1:
             raise ValueError(
-                f"network depth {depth} halves images of {image_shape[1]}x{image_shape[2]} to nothing: lower the depth."
+                f"model.network depth {depth} halves images of {image_shape[1]}x{image_shape[2]} to nothing: lower the "
+                "depth."
             )
         self.blocks = nn.ModuleList(blocks)
         self.classifier = nn.Linear(width * height * width_in, num_classes)

@@ -44,7 +44,7 @@ class TrajectoryMatching(Objective):
             ("synthetic_batch_size", synthetic_batch_size),
         ):
             if value is not None and value < 1:
-                raise ValueError(f"objective.{name} must be at least 1, got {value}.")
+                raise ValueError(f"model.objective.{name} must be at least 1, got {value}.")
         self.unroll_steps = unroll_steps
         self.expert_epochs = expert_epochs
         self.max_start_epoch = max_start_epoch
@@ -55,7 +55,9 @@ class TrajectoryMatching(Objective):
     def __call__(self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Match:
         size = self.synthetic_batch_size or len(synthetic)
         if size > len(synthetic):
-            raise ValueError(f"objective.synthetic_batch_size is {size}, there are {len(synthetic)} synthetic images.")
+            raise ValueError(
+                f"model.objective.synthetic_batch_size is {size}, there are {len(synthetic)} synthetic images."
+            )
         per_pass = len(synthetic) // size
 
         def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
