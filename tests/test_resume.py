@@ -52,8 +52,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("step", "moment", "lost"),
-    [(5, "step", 1), (4, "validation", 0), (6, "save", 2)],
-    ids=["step", "validation", "save"],
+    [(5, "step", 1), (4, "validation", 2), (6, "save", 2), (8, "save", 2)],
+    ids=["step", "validation", "save", "last save"],
 )
 def test_kill_minus_nine_and_resume_equals_no_kill(
     uninterrupted: dict[str, Any], tmp_path: Path, step: int, moment: str, lost: int

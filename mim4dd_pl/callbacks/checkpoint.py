@@ -17,7 +17,7 @@ class LastCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` of a run, from which it resumes to the bit.
 
     Args:
-        every_n_steps: Outer steps between two of them.
+        every_n_steps: Outer steps between two of them; each validation is followed by one as well.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -26,7 +26,13 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+        # Where a validation follows, the checkpoint waits for it: a resumed run would not make up for it.
+        validates = trainer.enable_validation and trainer.global_step % trainer.val_check_batch == 0
+        if trainer.global_step % self.every_n_steps == 0 and not validates:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
