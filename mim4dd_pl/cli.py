@@ -21,7 +21,7 @@ from lightning import LightningModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from mim4dd_pl.callbacks import AtomicCheckpointIO, StepProgress
+from mim4dd_pl.callbacks import AtomicCheckpointIO, ClosingTable, StepProgress
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import StoredFileError, UserError
 
@@ -56,7 +56,7 @@ class DistillationCLI(LightningCLI):
                 "inference_mode": False,
                 "use_distributed_sampler": False,
                 "enable_model_summary": False,
-                "callbacks": [StepProgress()],
+                "log_every_n_steps": 10,
             },
             args=args,
         )
@@ -95,11 +95,9 @@ class DistillationCLI(LightningCLI):
         distills = self.subcommand == "fit" and config.model.class_path.endswith("DistillationModule")
         if distills and config.trainer.max_steps < 1:
             raise UserError(f"trainer.max_steps must be at least 1 outer step, got {config.trainer.max_steps}.")
-        if config.ckpt_path == "last":
-            self._resume_last(config)
-        elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
-            raise StoredFileError(f"No checkpoint {config.ckpt_path}: give a local .ckpt file, or --ckpt_path last.")
-        elif config.ckpt_path is None and self.subcommand != "fit":
+        if config.ckpt_path is not None:
+            self._continue_run(config)
+        elif self.subcommand != "fit":
             raise StoredFileError(f"{self.subcommand} needs a run to evaluate: add --ckpt_path last or a .ckpt file.")
 
     def instantiate_classes(self) -> None:
@@ -108,28 +106,37 @@ class DistillationCLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:
             # Constructors refuse bad settings; anything that a run raises later keeps its traceback.
             raise UserError(_reason(error)) from error
-        # Before the Trainer creates its first file: are the data what the recipe needs, do the experts fit?
+        # Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ClosingTable):
+                callback.check(self.trainer)
         self.datamodule.setup(self.subcommand)
         if self.subcommand == "fit":
             self.model.attach(self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
+        shown = self._get(self.config_init, "trainer").enable_progress_bar is not False
+        self.trainer_defaults["callbacks"] = [StepProgress()] if shown else []
         return super().instantiate_trainer(plugins=[AtomicCheckpointIO()], **kwargs)
 
     @staticmethod
-    def _resume_last(config: Any) -> None:
-        """Point ``ckpt_path`` at the newest run of this recipe, and its logger at the same folder."""
-        logger = config.trainer.logger
-        settings = getattr(logger, "init_args", None)
-        if settings is None or settings.get("save_dir") is None:
-            raise UserError("--ckpt_path last needs trainer.logger with a save_dir; or give the path of a .ckpt file.")
-        name = settings.get("name") or ""
-        runs = Path(settings.save_dir) / name
-        found = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise StoredFileError(f"No run to resume in {runs}: start one without --ckpt_path.")
-        config.ckpt_path = str(found[-1])
-        settings.version = int(found[-1].parent.parent.name.removeprefix("version_"))
+    def _continue_run(config: Any) -> None:
+        """Find the checkpoint, and let the logger go on in the folder of the run that it belongs to."""
+        settings = getattr(config.trainer.logger, "init_args", None)
+        runs = Path(settings.save_dir) / (settings.name or "") if settings is not None else None
+        if config.ckpt_path == "last":
+            if runs is None:
+                raise UserError("--ckpt_path last needs trainer.logger with a save_dir; give a .ckpt file instead.")
+            found = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+            if not found:
+                raise StoredFileError(f"No run to resume in {runs}: start one without --ckpt_path.")
+            config.ckpt_path = str(found[-1])
+        checkpoint = Path(config.ckpt_path)
+        if not checkpoint.is_file():
+            raise StoredFileError(f"No checkpoint {checkpoint}: give a local .ckpt file, or --ckpt_path last.")
+        run = checkpoint.resolve().parent.parent
+        if runs is not None and run.parent == runs.resolve() and run.name.startswith("version_"):
+            config.trainer.logger.init_args.version = int(run.name.removeprefix("version_"))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,6 +1,8 @@
 """Checkpoints that are whole or absent, and load without running code."""
 
+import math
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         # Where a validation follows, the checkpoint waits for it: a resumed run would not make up for it.
-        validates = trainer.enable_validation and trainer.global_step % trainer.val_check_batch == 0
+        validates = trainer.enable_validation and trainer.global_step % (trainer.val_check_batch or math.inf) == 0
         if trainer.global_step % self.every_n_steps == 0 and not validates:
             self._save(trainer)
 
@@ -56,7 +58,10 @@ class AtomicCheckpointIO(CheckpointIO):
         if not Path(path).is_file():
             raise StoredFileError(f"No checkpoint {path}. Give a local .ckpt file, or --ckpt_path last.")
         try:
-            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # Of a pickle protocol that we do not write: the file is refused below, in our words.
+                warnings.simplefilter("ignore", UserWarning)
+                checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             reason = str(error).strip().split("\n")[0]
             raise StoredFileError(f"{path} is no readable checkpoint ({reason}). Use another one.") from error

@@ -47,9 +47,13 @@ class ClosingTable(L.Callback):
         self._seconds = {"experts": 0.0, "distillation": 0.0}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.check(trainer)
+        self._clock = time.monotonic()
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Refuse a Trainer without the callbacks that this one reads."""
         for needed in (Evaluation, Export):
             _find(trainer, needed)
-        self._clock = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._lap("experts")

@@ -42,6 +42,11 @@ class Export(L.Callback):
         """Where a run's artefacts are."""
         return Path(trainer.log_dir or trainer.default_root_dir) / "distilled"
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not (self.folder(trainer) / "best").exists():
+            # A checkpoint that was moved away from its run: the best of this folder is still to come.
+            self.best_accuracy = float("-inf")
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return

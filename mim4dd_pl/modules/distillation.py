@@ -114,6 +114,7 @@ class DistillationModule(L.LightningModule):
         self.stream = Stream(seed)
         self._data: ImageDataModule | None = None
         self.synthetic = SyntheticImages(image_shape, num_classes, images_per_class, student_lr, min_student_lr)
+        objective.check(len(self.synthetic))
         with self.stream.at("heads").as_global():
             self.information = None if information is None else information(self.network.layer_shapes(), num_classes)
         empty = torch.empty(segments_per_step, self.network.num_parameters)
@@ -170,9 +171,9 @@ class DistillationModule(L.LightningModule):
         length = gradient.norm()
         if not torch.isfinite(length + mean.host_loss):
             raise DivergenceError(
-                f"The matching loss is {mean.host_loss:.3g} and the pixel gradient {length:.3g} at step {step} "
-                f"(student lr {self.synthetic.student_lr:.3g}): lower model.lr_images or model.lr_student_lr, or set "
-                "model.image_gradient_clip. The last checkpoint is from before this step."
+                f"The matching loss is {mean.host_loss:.3g} and the pixel gradient {length:.3g} at step {step}, with a "
+                f"student lr of {float(self.synthetic.student_lr.detach()):.3g}: lower model.lr_images or "
+                "model.lr_student_lr, or set model.image_gradient_clip. The last checkpoint is from before this step."
             )
         if self.image_gradient_clip is not None:
             gradient = clip_norm(gradient, self.image_gradient_clip)

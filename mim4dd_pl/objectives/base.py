@@ -42,6 +42,10 @@ class Objective(ABC):
         return self.max_start_epoch - 1 + self.expert_epochs
 
     @abstractmethod
+    def check(self, num_images: int) -> None:
+        """Raise ValueError if the settings cannot work with so many synthetic images."""
+
+    @abstractmethod
     def __call__(self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Match:
         """Match one segment of an expert.
 

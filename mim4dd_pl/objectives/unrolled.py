@@ -52,12 +52,15 @@ class TrajectoryMatching(Objective):
         self.augment = augment
         self.unroll = ExactUnroll() if unroll is None else unroll
 
+    def check(self, num_images: int) -> None:
+        if self.synthetic_batch_size is not None and self.synthetic_batch_size > num_images:
+            raise ValueError(
+                f"model.objective.synthetic_batch_size is {self.synthetic_batch_size}, there are {num_images} "
+                "synthetic images."
+            )
+
     def __call__(self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Match:
         size = self.synthetic_batch_size or len(synthetic)
-        if size > len(synthetic):
-            raise ValueError(
-                f"model.objective.synthetic_batch_size is {size}, there are {len(synthetic)} synthetic images."
-            )
         per_pass = len(synthetic) // size
 
         def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,196 @@
+"""The program as users meet it: every recipe runs, every mistake is one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from mim4dd_pl.cli import main
+from tests.conftest import CONFIGS
+
+DIGITS = CONFIGS / "distill/digits.yaml"
+RECIPES = sorted((CONFIGS / "experts").glob("*.yaml")) + sorted((CONFIGS / "distill").glob("*.yaml"))
+OVERLAYS = sorted((CONFIGS / "with").glob("*.yaml"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, which the recipes' relative paths are in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_idx(root: Path) -> None:
+    """A tiny MNIST of noise in the files that torchvision reads (magic number, sizes, bytes; LeCun et al. 1998)."""
+    raw, rng = root / "MNIST/raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    for split, count in (("train", 2000), ("t10k", 50)):
+        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+        for name, magic, array in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
+            header = np.array([magic, *array.shape], dtype=">i4").tobytes()
+            (raw / f"{split}-{name}-ubyte").write_bytes(header + array.tobytes())
+
+
+def tiny(recipe: Path) -> list[str]:
+    """Settings that run a recipe in seconds without changing its organs."""
+    arguments = ["--trainer.enable_progress_bar=false"]
+    content = yaml.safe_load(recipe.read_text())
+    if content["data"]["source"] != "Digits":
+        arguments += ["--data.max_train_images=60", "--data.source.init_args.download=false"]
+    arguments += ["--model.init_args.experts.num_experts=1"]
+    if content["model"]["class_path"] == "DistillationModule":
+        callbacks = content["trainer"]["callbacks"]
+        for callback in callbacks:
+            for training in (callback.get("init_args", {}).get(key) for key in ("training", "whole_set")):
+                if training:
+                    training["epochs"] = 2
+        arguments += ["-c", str(CONFIGS / "with/smoke.yaml"), f"--trainer.callbacks={yaml.safe_dump(callbacks)}"]
+    return arguments
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_runs(recipe: Path, here: Path) -> None:
+    write_idx(here / "data")
+    assert main(["fit", "-c", str(recipe), *tiny(recipe)]) == 0
+    assert list(here.glob("checkpoints/experts/*/manifest.json"))
+    if recipe.parent.name == "distill":
+        assert list(here.glob("checkpoints/*/version_0/distilled/best/sheet.png"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_runs_on_the_digits_and_changes_one_idea(overlay: Path, here: Path) -> None:
+    assert main(["fit", "-c", str(DIGITS), *tiny(DIGITS), "-c", str(overlay)]) == 0
+    settings = [line for line in overlay.read_text().splitlines() if line and not line.startswith("#")]
+    assert len(settings) <= 15
+
+
+def test_information_is_turned_off_on_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["-c", str(DIGITS), "-c", str(CONFIGS / "with/mutual_information.yaml"), "--model.information=null"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *arguments, "--print_config"])
+    assert exit_.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["init_args"]["information"] is None
+    assert printed["model"]["init_args"]["objective"]["init_args"]["unroll_steps"] == 20
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_experts_alone_are_those_of_the_distillation(name: str) -> None:
+    alone = yaml.safe_load((CONFIGS / f"experts/{name}.yaml").read_text())
+    whole = yaml.safe_load(next((CONFIGS / "distill").glob(f"{name}*.yaml")).read_text())
+    assert alone["data"] == whole["data"]
+    for key in ("network", "experts"):
+        assert alone["model"]["init_args"][key] == whole["model"]["init_args"][key]
+
+
+def test_progress_is_one_line_per_validation_where_there_is_no_terminal(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [argument for argument in tiny(DIGITS) if "progress" not in argument]
+    assert main(["fit", "-c", str(DIGITS), *arguments]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["2/4", "4/4"]
+    assert all("loss 0." in line and "accuracy" in line and "s left" in line for line in lines)
+
+
+MODEL, DATA = "--model.init_args.", "--data.source.init_args."
+WRONG = [
+    # arguments after `fit -c digits.yaml`, exit code, what the line says
+    (["--trainer.max_stepz=3"], 2, "unrecognized arguments: --trainer.max_stepz=3"),
+    (["--trainer.max_step=3"], 2, "unrecognized arguments: --trainer.max_step=3"),  # no abbreviations
+    ([MODEL + "lr_image=5"], 2, "Option 'lr_image' is not accepted"),
+    ([MODEL + "lr_images=abc"], 2, "model.lr_images: Expected a <class 'float'>. Got value: abc"),
+    ([MODEL + "lr_images=-1"], 2, "model.lr_images must be at least 0 and finite, got -1.0"),
+    ([MODEL + "lr_images=.nan"], 2, "model.lr_images must be at least 0 and finite, got nan"),
+    ([MODEL + "lr_images=.inf"], 2, "model.lr_images must be at least 0 and finite, got inf"),
+    ([MODEL + "momentum=1"], 2, "model.momentum must lie in [0, 1), got 1.0"),
+    ([MODEL + "image_gradient_clip=0"], 2, "model.image_gradient_clip must be positive and finite, got 0.0"),
+    ([MODEL + "images_per_class=0"], 2, "model.images_per_class must be at least 1, got 0"),
+    ([MODEL + "student_lr=0"], 2, "model.student_lr must be finite and at least model.min_student_lr"),
+    ([MODEL + "segments_per_step=0"], 2, "model.segments_per_step must be at least 1, got 0"),
+    ([MODEL + "objective.init_args.unroll_steps=0"], 2, "model.objective.unroll_steps must be at least 1, got 0"),
+    ([MODEL + "objective.init_args.max_start_epoch=9"], 2, "read expert epoch 10, experts are trained for 4"),
+    ([MODEL + "objective.init_args.synthetic_batch_size=11"], 2, "synthetic_batch_size is 11, there are 10"),
+    ([MODEL + "objective.init_args.augment.operations=[blur]"], 2, "augment.operations takes one or more of"),
+    ([MODEL + "network.init_args.depth=4"], 2, "depth 4 halves images of 8x8 to nothing"),
+    ([MODEL + "experts.training.lr=0"], 2, "training.lr must be positive and finite, got 0.0"),
+    ([MODEL + "information.class_path=Informatoin"], 2, "Informatoin"),
+    (["-c", "{tau}"], 2, "model.information.critic.temperature must be positive and finite, got 0.0"),
+    (["-c", "{beta}"], 2, "model.information.layer_decay must be at least 1 and finite, got 0.5"),
+    (["-c", "{twice}"], 2, "twice.yaml, line 2: threads is set twice"),
+    (["-c", "{broken}"], 2, "broken.yaml is no YAML"),
+    (["-c", "{empty}"], 2, "empty.yaml holds None, expected keys and values"),
+    (["-c", "{unknown}"], 2, "modle"),
+    (["-c", "nowhere.yaml"], 2, "No recipe nowhere.yaml"),
+    (["--seed_everything=-1"], 2, "seed_everything"),
+    (["--threads=0"], 2, "threads"),
+    (["--trainer.max_steps=-1"], 2, "trainer.max_steps must be at least 1 outer step, got -1"),
+    (["--trainer.val_check_interval=0"], 2, "trainer.val_check_interval must be at least 1 outer step, got 0"),
+    (["--trainer.callbacks=[{class_path: ClosingTable}]"], 2, "ClosingTable needs the callback Evaluation"),
+    (["--data.validation_fraction=1"], 2, "data.validation_fraction must lie between 0 and 1, got 1.0"),
+    (["--data.source=Digitz"], 2, "Digitz"),
+    ([MODEL + "images_per_class=200"], 3, "200 real images per class are asked for, class 0 has 128"),
+    (["--data.max_train_images=5"], 3, "data.max_train_images must lie in 10..1293 for digits, got 5"),
+    (["--data.source=Npz", DATA + "path=nowhere.npz"], 3, "No such file: nowhere.npz"),
+    (["--data.source=Npz", DATA + "path={broken}"], 3, "is no readable .npz file"),
+    (["--data.source=ImageFolder", DATA + "root=nowhere", DATA + "image_size=8"], 3, "No folder nowhere/train"),
+    (["--data.source=MNIST", DATA + "root=nowhere", DATA + "download=false"], 3, "No MNIST in nowhere"),
+    (["--ckpt_path=last"], 4, "No run to resume in checkpoints/digits"),
+    (["--ckpt_path=nowhere.ckpt"], 4, "No checkpoint nowhere.ckpt"),
+    (["--ckpt_path=http://localhost/x.ckpt"], 4, "No checkpoint http:/localhost/x.ckpt: give a local .ckpt file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG, ids=[row[2] for row in WRONG])
+def test_a_wrong_input_is_one_line_with_the_right_exit_code_and_leaves_nothing(
+    arguments: list[str], code: int, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    information = "model: {init_args: {information: {class_path: InformationTerm, init_args: {%s}}}}"
+    files = {
+        "tau": information % "critic: {class_path: InfoNCECritic, init_args: {temperature: 0}}",
+        "beta": information % "layer_decay: 0.5",
+        "twice": "threads: 1\nthreads: 2",
+        "broken": "threads: [",
+        "empty": "",
+        "unknown": "modle: 3",
+    }
+    paths = {name: here / f"{name}.yaml" for name in files}
+    for name, path in paths.items():
+        path.write_text(files[name])
+    given = [argument.format(**paths) if argument.startswith(("{", DATA)) else argument for argument in arguments]
+    before = sorted(here.iterdir())
+    assert main(["fit", "-c", str(DIGITS), *given]) == code
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("mim4dd: error: ")
+    assert stderr.count("\n") == 1
+    assert message in stderr
+    assert len(stderr) < 500
+    assert sorted(here.iterdir()) == before
+
+
+def test_validate_without_a_run_says_what_to_add(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "-c", str(DIGITS)]) == 4
+    assert "validate needs a run to evaluate: add --ckpt_path last" in capsys.readouterr().err
+    assert not list(here.iterdir())
+
+
+def test_experts_of_another_recipe_are_refused_and_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experts = CONFIGS / "experts/digits.yaml"
+    assert main(["fit", "-c", str(experts), *tiny(experts)]) == 0
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert main(["fit", "-c", str(DIGITS), "--model.init_args.experts.training.lr=0.1"]) == 4
+    assert "Trajectories in checkpoints/experts/digits do not fit: their training is" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\x80\x04cos\nsystem\n(S'true'\ntR."])
+def test_a_broken_or_hostile_checkpoint_is_one_line(
+    content: bytes, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "x.ckpt").write_bytes(content)
+    assert main(["test", "-c", str(DIGITS), "--ckpt_path=x.ckpt"]) == 4
+    stderr = capsys.readouterr().err
+    assert "x.ckpt is no readable checkpoint" in stderr
+    assert stderr.count("\n") == 1

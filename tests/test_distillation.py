@@ -1,0 +1,145 @@
+"""How the module joins host and information term into one step."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from mim4dd_pl.data import Digits, ImageDataModule
+from mim4dd_pl.errors import DivergenceError
+from mim4dd_pl.functional import balance
+from mim4dd_pl.information import InformationTerm, SigmoidCritic
+from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.networks import ConvNet
+from mim4dd_pl.objectives import TrajectoryMatching
+from mim4dd_pl.population import Experts, Training
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageDataModule:
+    data = ImageDataModule(Digits(), max_train_images=100)
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Experts:
+    return Experts(str(tmp_path_factory.mktemp("experts")), Training(epochs=2, batch_size=50, lr=0.05), num_experts=2)
+
+
+def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any) -> DistillationModule:
+    settings = {"lr_images": 1.0, "lr_student_lr": 1e-3, "student_lr": 0.1, **settings}
+    network = partial(ConvNet, depth=1, width=4)
+    module = DistillationModule(network, (1, 8, 8), 10, TrajectoryMatching(2, 1, 2), experts, **settings)
+    trainer = L.Trainer(
+        max_epochs=-1,
+        max_steps=steps,
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+def first_gradients(module: DistillationModule) -> Any:
+    """What the first segment of the first step contributed, computed again from the initial pixels."""
+    return module._segment_gradients(0, 0)
+
+
+def initial(data: ImageDataModule, experts: Experts, **settings: Any) -> DistillationModule:
+    """A module at its first step: fitted with learning rates of zero."""
+    return fit(data, experts, lr_images=0.0, lr_student_lr=0.0, **settings)
+
+
+def test_images_start_from_real_images_of_their_class(data: ImageDataModule, experts: Experts) -> None:
+    module = initial(data, experts, images_per_class=2)
+    real = data.train.batch(torch.arange(len(data.train)))
+    for image, label in zip(module.synthetic.images, module.synthetic.labels, strict=True):
+        same = (real.images == image).flatten(1).all(1)
+        assert real.labels[same].tolist() == [int(label)]
+
+
+def test_a_step_is_sgd_on_the_mean_gradient_of_the_segments(data: ImageDataModule, experts: Experts) -> None:
+    before = initial(data, experts, segments_per_step=2)
+    after = fit(data, experts, segments_per_step=2)
+    segments = [before._segment_gradients(0, index) for index in range(2)]
+    assert not torch.equal(segments[0].host_images, segments[1].host_images)
+    images = before.synthetic.images - (segments[0].host_images + segments[1].host_images) / 2
+    student_lr = before.synthetic.student_lr - 1e-3 * (segments[0].host_lr + segments[1].host_lr) / 2
+    torch.testing.assert_close(after.synthetic.images, images)
+    torch.testing.assert_close(after.synthetic.student_lr, student_lr)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "literal"])
+def test_the_term_joins_by_its_share_or_by_its_weight(
+    data: ImageDataModule, experts: Experts, kind: Literal["gradient", "literal"]
+) -> None:
+    information = partial(InformationTerm, weight=0.3, balance=kind, critic=SigmoidCritic())
+    before, after = initial(data, experts, information=information), fit(data, experts, information=information)
+    first = first_gradients(before)
+    # Zero learning rates froze the pixels, not the heads: take those that the first step saw.
+    with before.stream.at("heads").as_global():
+        before.information = information(before.network.layer_shapes(), 10)
+    first = first_gradients(before)
+    factor = balance(first.host_images, first.information_images, 0.3) if kind == "gradient" else torch.tensor(0.3)
+    moved = before.synthetic.images - after.synthetic.images
+    torch.testing.assert_close(moved, first.host_images + factor * first.information_images)
+    if kind == "gradient":
+        torch.testing.assert_close((moved - first.host_images).norm(), 0.3 * first.host_images.norm())
+
+
+def test_long_pixel_gradients_are_clipped(data: ImageDataModule, experts: Experts) -> None:
+    before, after = initial(data, experts), fit(data, experts, image_gradient_clip=1e-3)
+    moved = (before.synthetic.images - after.synthetic.images).detach().norm()
+    assert float(moved) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_heads_learn_and_steps_are_counted_once(data: ImageDataModule, experts: Experts) -> None:
+    module = fit(data, experts, steps=3, information=InformationTerm)
+    fresh = fit(data, experts, steps=1, information=InformationTerm)
+    assert module.global_step == 3
+    name = "information.heads.0.project.weight"
+    assert not torch.equal(module.state_dict()[name], fresh.state_dict()[name])
+
+
+def test_the_term_through_the_student_reaches_pixels_that_the_plain_term_does_not(
+    data: ImageDataModule, experts: Experts
+) -> None:
+    """With the student's features, the gradient through its weights changes images and learning rate."""
+
+    def term(through_student: bool) -> tuple[Tensor, Tensor]:
+        information = partial(InformationTerm, networks="student", through_student=through_student)
+        gradients = first_gradients(initial(data, experts, information=information))
+        return gradients.information_images, gradients.information_lr
+
+    plain, through = term(False), term(True)
+    assert plain[1] == 0
+    assert through[1] != 0
+    assert not torch.allclose(plain[0], through[0])
+
+
+def test_trajectory_buffers_hold_the_segment_and_stay_out_of_checkpoints(
+    data: ImageDataModule, experts: Experts
+) -> None:
+    module = initial(data, experts)
+    segments = [module.store.segment(expert, epoch, 1) for expert in range(2) for epoch in range(2)]
+    assert any(torch.equal(module.segment_start[0], segment.start) for segment in segments)
+    assert set(module.state_dict()) == {"synthetic.images", "synthetic.student_lr", "synthetic.labels"}
+
+
+def test_a_run_that_leaves_the_finite_numbers_ends_with_advice(data: ImageDataModule, experts: Experts) -> None:
+    with pytest.raises(DivergenceError, match=r"at step \d+ .*lower model\.lr_images"):
+        fit(data, experts, steps=20, lr_images=1e30)
+
+
+def test_noise_does_not_look_at_real_images(data: ImageDataModule, experts: Experts, tmp_path: Path) -> None:
+    module = initial(data, experts, init="noise")
+    assert float(module.synthetic.images.detach().std()) == pytest.approx(1, abs=0.1)

@@ -1,0 +1,87 @@
+"""Trajectory matching against a plain transcription of its algorithm."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mim4dd_pl.augment import DSA
+from mim4dd_pl.networks import FlatNetwork
+from mim4dd_pl.objectives import TrajectoryMatching
+from mim4dd_pl.randomness import Stream
+from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.trajectories import Segment
+from mim4dd_pl.unroll import FullGraphUnroll, Unroll
+from tests.conftest import randn
+
+
+@pytest.fixture
+def synthetic(stream: Stream) -> SyntheticImages:
+    synthetic = SyntheticImages((1, 4, 4), 3, 2, student_lr=0.2).double()
+    synthetic.start_from(randn(stream.at("images"), 6, 1, 4, 4))
+    return synthetic
+
+
+@pytest.fixture
+def segment(network: FlatNetwork, stream: Stream) -> Segment:
+    return Segment(network.initial(stream.at(0)).double(), network.initial(stream.at(1)).double())
+
+
+def transcription(network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Tensor:
+    """Algorithm 1 of Cazenavette et al. with a module's named parameters, minibatches of 4 out of 6, N = 3, DSA."""
+    module = network.to_module(segment.start)
+    theta = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
+    for i in range(3):
+        chosen = torch.randperm(6, generator=stream.at("order", i).generator())[:4]
+        x = DSA()(synthetic.images[chosen], stream.at("augment", i))
+        logits = torch.func.functional_call(module, theta, (x,))
+        loss = torch.nn.functional.cross_entropy(logits, synthetic.labels[chosen])
+        gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+        pairs = zip(theta.items(), gradients, strict=True)
+        theta = {name: p - synthetic.student_lr * gradient for (name, p), gradient in pairs}
+    student = torch.cat([p.flatten() for p in theta.values()])
+    ratio: Tensor = (student - segment.target).norm() ** 2 / (segment.start - segment.target).norm() ** 2
+    return ratio
+
+
+@pytest.mark.parametrize("unroll", [None, FullGraphUnroll()])
+def test_loss_and_gradient_equal_the_transcription(
+    network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream, unroll: Unroll | None
+) -> None:
+    objective = TrajectoryMatching(3, 1, 1, synthetic_batch_size=4, augment=DSA(), unroll=unroll)
+    learned = (synthetic.images, synthetic.student_lr)
+    match = objective(network, synthetic, segment, stream)
+    expected = transcription(network, synthetic, segment, stream)
+    torch.testing.assert_close(match.loss, expected)
+    for ours, oracle in zip(
+        torch.autograd.grad(match.loss, learned), torch.autograd.grad(expected, learned), strict=True
+    ):
+        torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-12)
+
+
+def test_match_shows_the_student_with_its_graph_and_the_experts_target(
+    network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream
+) -> None:
+    match = TrajectoryMatching(2, 1, 1)(network, synthetic, segment, stream)
+    assert match.expert is segment.target
+    assert match.student.requires_grad
+    assert not torch.equal(match.student, segment.start)
+
+
+def test_a_pass_over_minibatches_uses_every_image_once(
+    network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream
+) -> None:
+    """Three steps of two images: all six pixels have a gradient; two steps: only four."""
+    for steps, touched in ((3, 6), (2, 4)):
+        match = TrajectoryMatching(steps, 1, 1, synthetic_batch_size=2)(network, synthetic, segment, stream)
+        (gradient,) = torch.autograd.grad(match.loss, synthetic.images)
+        assert int((gradient.abs().sum((1, 2, 3)) > 0).sum()) == touched
+
+
+def test_last_epoch_is_the_latest_that_is_read() -> None:
+    assert TrajectoryMatching(1, expert_epochs=2, max_start_epoch=3).last_epoch == 4
+
+
+def test_a_minibatch_larger_than_the_set_is_refused() -> None:
+    TrajectoryMatching(1, 1, 1, synthetic_batch_size=6).check(6)
+    with pytest.raises(ValueError, match="synthetic_batch_size is 7, there are 6 synthetic images"):
+        TrajectoryMatching(1, 1, 1, synthetic_batch_size=7).check(6)

@@ -1,0 +1,106 @@
+"""One real run on the digits, short but whole, and everything that it must leave behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from mim4dd_pl import DistilledDataset
+from mim4dd_pl.augment import DSA
+from mim4dd_pl.cli import main
+from mim4dd_pl.data import Digits, ImageDataModule
+from mim4dd_pl.networks import ConvNet
+from mim4dd_pl.randomness import Stream
+from tests.conftest import CONFIGS
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("run")
+    return [
+        *("-c", str(CONFIGS / "distill/digits.yaml")),
+        *("-c", str(CONFIGS / "with/mutual_information.yaml")),
+        f"--trainer.logger.init_args.save_dir={folder}",
+        f"--model.experts.root={folder}/experts",
+        "--trainer.max_steps=80",
+        "--trainer.val_check_interval=40",
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert main(["fit", *recipe]) == 0
+    return tmp_path_factory.getbasetemp() / "run0/digits/version_0"
+
+
+@pytest.fixture(scope="module")
+def results(run: Path) -> dict[str, dict[str, float]]:
+    rows = json.loads((run / "results.json").read_text())["test"]
+    return {row["name"].split(" (")[0]: row for row in rows}
+
+
+def test_distilled_digits_beat_random_digits_by_more_than_their_stds(results: dict[str, dict[str, float]]) -> None:
+    distilled, random = results["distilled"], results["random real images"]
+    assert distilled["images"] == random["images"] == 10
+    assert distilled["accuracy"] - random["accuracy"] > distilled["std"] + random["std"]
+    assert distilled["accuracy"] > 0.88
+    assert results["whole training set"]["accuracy"] > 0.97
+
+
+def test_a_plain_training_loop_on_the_artefact_reaches_the_reported_accuracy(
+    run: Path, results: dict[str, dict[str, float]]
+) -> None:
+    """Without our evaluation code: a module, torch's optimiser and scheduler-free SGD, as the card says."""
+    data = DistilledDataset(run / "distilled/last")
+    digits = ImageDataModule(Digits())
+    digits.setup()
+    x = data.normalize(digits.test.images.float() / 255)
+    augment, accuracies = DSA(["crop", "scale", "rotate"]), []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        network = ConvNet((1, 8, 8), 10, depth=2, width=32)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        for epoch in range(300):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(augment(data.images, Stream(seed).at(epoch))), data.labels).backward()
+            optimizer.step()
+        accuracies.append((network(x).argmax(1) == digits.test.labels).float().mean())
+    reported = results["distilled"]
+    assert float(torch.stack(accuracies).mean()) == pytest.approx(reported["accuracy"], abs=3 * reported["std"] + 0.01)
+
+
+def test_validate_and_test_repeat_what_the_run_reported(
+    run: Path, recipe: list[str], results: dict[str, dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["test", *recipe, "--ckpt_path=last"]) == 0
+    assert f"{results['distilled']['accuracy']:.4f}" in capsys.readouterr().out
+    assert main(["validate", *recipe, f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
+    assert DistilledDataset(run / "distilled/last").facts["validation accuracy"][:6] in capsys.readouterr().out
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+
+
+def test_tensorboard_has_the_curves_and_the_pictures(run: Path) -> None:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    names = {"train/matching_loss", "train/student_lr", "train/information_loss", "train/bound_nats_layer2"}
+    names |= {"train/image_gradient_host", "train/image_gradient_information", "validation/accuracy"}
+    assert names <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("synthetic/images")] == [40, 80]
+    assert [event.step for event in events.Scalars("validation/accuracy")] == [39, 79]
+
+
+def test_the_run_keeps_its_recipe(run: Path) -> None:
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert kept["trainer"]["max_steps"] == 80
+    assert kept["model"]["init_args"]["information"]["init_args"]["critic"]["class_path"].endswith("InfoNCECritic")
+
+
+def test_the_matching_loss_falls(run: Path) -> None:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("train/matching_loss")]
+    assert losses[-1] < losses[0] < 1.5
