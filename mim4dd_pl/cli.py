@@ -99,6 +99,8 @@ class DistillationCLI(LightningCLI):
             self._continue_run(config)
         elif self.subcommand != "fit":
             raise StoredFileError(f"{self.subcommand} needs a run to evaluate: add --ckpt_path last or a .ckpt file.")
+        if self.subcommand != "fit":
+            config.trainer.logger = False  # they print and write nothing
 
     def instantiate_classes(self) -> None:
         try:

@@ -136,7 +136,7 @@ def test_trajectory_buffers_hold_the_segment_and_stay_out_of_checkpoints(
 
 
 def test_a_run_that_leaves_the_finite_numbers_ends_with_advice(data: ImageDataModule, experts: Experts) -> None:
-    with pytest.raises(DivergenceError, match=r"at step \d+ .*lower model\.lr_images"):
+    with pytest.raises(DivergenceError, match=r"at step \d+, .*lower model\.lr_images"):
         fit(data, experts, steps=20, lr_images=1e30)
 
 

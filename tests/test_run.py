@@ -81,6 +81,7 @@ def test_validate_and_test_repeat_what_the_run_reported(
     assert main(["validate", *recipe, f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     assert DistilledDataset(run / "distilled/last").facts["validation accuracy"][:6] in capsys.readouterr().out
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    assert len(list(run.glob("events.*"))) == 1
 
 
 def test_tensorboard_has_the_curves_and_the_pictures(run: Path) -> None:
