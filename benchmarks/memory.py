@@ -60,10 +60,8 @@ def main() -> None:
     if options.one:
         print(measure(options.one[0], int(options.one[1]), *setting))
         return
-    print(
-        f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, {platform.machine()}, "
-        f"{options.repeats} repeats, ConvNetD3-{options.width}, 3x{options.side}x{options.side}, ipc {options.ipc}, 10 classes, batch: all"
-    )
+    print(f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, {platform.machine()}, n = {options.repeats}")
+    print(f"ConvNetD3-{options.width}, 3x{options.side}x{options.side}, 10 classes, ipc {options.ipc}, batch: all")
     print(f"{'MiB over a step of N = 1':<26}" + "".join(f"{f'N = {steps}':>18}" for steps in options.steps))
     flags = [f"--width={setting[0]}", f"--side={setting[1]}", f"--ipc={setting[2]}"]
     for unroll in UNROLLS:

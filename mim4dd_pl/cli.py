@@ -90,11 +90,8 @@ class DistillationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         torch.set_num_threads(config.threads)
-        if config.trainer.val_check_interval == 0:
-            raise UserError("trainer.val_check_interval must be at least 1 outer step, got 0.")
-        distills = self.subcommand == "fit" and config.model.class_path.endswith("DistillationModule")
-        if distills and config.trainer.max_steps < 1:
-            raise UserError(f"trainer.max_steps must be at least 1 outer step, got {config.trainer.max_steps}.")
+        if self.subcommand == "fit" and config.model.class_path.endswith("DistillationModule"):
+            _check_clock(config.trainer.max_steps, config.trainer.val_check_interval)
         if config.ckpt_path is not None:
             self._continue_run(config)
         elif self.subcommand != "fit":
@@ -168,6 +165,19 @@ def main(args: Sequence[str] | None = None) -> int:
 def run() -> NoReturn:
     """The console script."""
     sys.exit(main())
+
+
+def _check_clock(max_steps: int, interval: int | float | None) -> None:
+    """The last step must be a validated one: it is what the closing table and the artefact speak of."""
+    if not isinstance(interval, int) or interval < 1:
+        raise UserError(
+            f"trainer.val_check_interval must be a whole number of outer steps, at least 1; got {interval}."
+        )
+    if max_steps < 1 or max_steps % interval:
+        raise UserError(
+            f"trainer.max_steps must be a positive multiple of trainer.val_check_interval ({interval}), so that the "
+            f"last step is evaluated; got {max_steps}."
+        )
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -56,6 +56,7 @@ def test_every_recipe_runs(recipe: Path, here: Path) -> None:
     assert list(here.glob("checkpoints/experts/*/manifest.json"))
     if recipe.parent.name == "distill":
         assert list(here.glob("checkpoints/*/version_0/distilled/best/sheet.png"))
+        assert list(here.glob("checkpoints/*/version_0/comparison.png"))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
@@ -126,8 +127,18 @@ WRONG = [
     (["-c", "nowhere.yaml"], 2, "No recipe nowhere.yaml"),
     (["--seed_everything=-1"], 2, "seed_everything"),
     (["--threads=0"], 2, "threads"),
-    (["--trainer.max_steps=-1"], 2, "trainer.max_steps must be at least 1 outer step, got -1"),
-    (["--trainer.val_check_interval=0"], 2, "trainer.val_check_interval must be at least 1 outer step, got 0"),
+    (
+        ["--trainer.max_steps=-1"],
+        2,
+        "trainer.max_steps must be a positive multiple of trainer.val_check_interval (100)",
+    ),
+    (["--trainer.max_steps=150"], 2, "so that the last step is evaluated; got 150"),
+    (
+        ["--trainer.val_check_interval=0"],
+        2,
+        "val_check_interval must be a whole number of outer steps, at least 1; got 0",
+    ),
+    (["--trainer.val_check_interval=0.5"], 2, "must be a whole number of outer steps, at least 1; got 0.5"),
     (["--trainer.callbacks=[{class_path: ClosingTable}]"], 2, "ClosingTable needs the callback Evaluation"),
     (["--data.validation_fraction=1"], 2, "data.validation_fraction must lie between 0 and 1, got 1.0"),
     (["--data.source=Digitz"], 2, "Digitz"),

@@ -1,22 +1,26 @@
 """The table at the end of a run: the distilled set beside its controls, on the test images."""
 
 import json
+import platform
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import lightning as L
+import torch
 from rich.console import Console
 from rich.table import Table
+from torchvision.transforms.v2.functional import to_pil_image
 
-from mim4dd_pl.artefact import read_distilled
+from mim4dd_pl.artefact import read_distilled, sheet
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
-from mim4dd_pl.data import ImageDataModule, Indexable, InMemory
+from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
 from mim4dd_pl.errors import UserError
 from mim4dd_pl.evaluation import train_students
-from mim4dd_pl.files import write_text
+from mim4dd_pl.files import replacing, write_text
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.population import Training
 
@@ -68,8 +72,15 @@ class ClosingTable(L.Callback):
         rows = self._rows(trainer, cast(DistillationModule, pl_module))
         self._lap("closing table")
         minutes = {stage: seconds / 60 for stage, seconds in self._seconds.items()}
-        results = {"test": [row._asdict() for row in rows], "minutes": minutes}
         run = Export.folder(trainer).parent
+        results = {
+            "test": [row._asdict() for row in rows],
+            "minutes": minutes,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {trainer.strategy.root_device.type}",
+            **read_distilled(run / "distilled" / "last").facts,
+        }
+        train = cast(ImageDataModule, trainer.datamodule).train  # type: ignore[attr-defined]
+        _write_comparison(run, cast(DistillationModule, pl_module), train)
         write_text(run / "results.json", json.dumps(results, indent=2) + "\n")
         _print(rows, minutes, run)
 
@@ -105,14 +116,26 @@ class ClosingTable(L.Callback):
             distilled = read_distilled(export.folder(trainer) / which)
             images = InMemory(distilled.images.to(module.device), distilled.labels.to(module.device))
             rows.append(row(name, [images] * evaluation.num_students, evaluation.training))
-        draws = []
-        for number in range(evaluation.num_students):
-            generator = module.stream.at("random real", number).generator()
-            draws.append(InMemory(*train.batch(train.per_class(module.synthetic.images_per_class, generator))))
+        draws = [_random_real(module, train, number) for number in range(evaluation.num_students)]
         rows.append(row("random real images", draws, evaluation.training))
         if self.whole_set is not None:
             rows.append(row("whole training set", [train] * evaluation.num_students, self.whole_set))
         return rows
+
+
+def _random_real(module: DistillationModule, train: ImageSet, number: int) -> InMemory:
+    generator = module.stream.at("random real", number).generator()
+    return InMemory(*train.batch(train.per_class(module.synthetic.images_per_class, generator)))
+
+
+def _write_comparison(run: Path, module: DistillationModule, train: ImageSet) -> None:
+    """``comparison.png``: the first learned image of up to ten classes above a random real one of each."""
+    learned = read_distilled(run / "distilled" / "best")
+    real = replace(learned, images=_random_real(module, train, 0).images)
+    first = slice(0, 10 * module.synthetic.images_per_class, module.synthetic.images_per_class)
+    pixels = torch.cat([learned.pixels()[first], real.pixels()[first]])
+    with replacing(run / "comparison.png") as temporary:
+        to_pil_image(sheet(pixels, per_row=len(pixels) // 2)).save(temporary, format="png")
 
 
 def _find(trainer: L.Trainer, kind: type[_C]) -> _C:
@@ -137,6 +160,7 @@ def _print(rows: list[_Row], minutes: dict[str, float], run: Path) -> None:
     for name, path in (
         ("artefact", run / "distilled" / "best"),
         ("picture", run / "distilled" / "best" / "sheet.png"),
+        ("beside real", run / "comparison.png"),
         ("results", run / "results.json"),
         ("TensorBoard", f"tensorboard --logdir {run}"),
     ):
