@@ -21,9 +21,27 @@ from lightning import LightningModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from mim4dd_pl import callbacks, modules
 from mim4dd_pl.callbacks import AtomicCheckpointIO, ClosingTable, StepProgress
-from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.data import ImageDataModule, Source
 from mim4dd_pl.errors import StoredFileError, UserError
+from mim4dd_pl.information import Critic, InformationTerm
+from mim4dd_pl.networks import Network
+from mim4dd_pl.objectives import Objective
+from mim4dd_pl.unroll import Unroll
+
+
+_SHORT_NAMES: dict[str, Sequence[str]] = {
+    "model": modules.__all__,
+    "callbacks": callbacks.__all__,
+    "source": [kind.__name__ for kind in Source.__subclasses__()],
+    "network": [kind.__name__ for kind in Network.__subclasses__()],
+    "objective": [kind.__name__ for kind in Objective.__subclasses__()],
+    "unroll": [kind.__name__ for kind in Unroll.__subclasses__()],
+    "critic": [kind.__name__ for kind in Critic.__subclasses__()],
+    "information": [InformationTerm.__name__],
+}
+"""Classes that a recipe may name without their module, by the last word of the key."""
 
 
 class _Parser(LightningArgumentParser):
@@ -217,8 +235,12 @@ def _reason(error: BaseException) -> str:
         error, cause = cause, cause.__cause__
         if (named := re.match(r'Parser key "([^"]+)":\s*', str(error))) and named[1] not in keys:
             keys.append(named[1])
+    key = ".".join(keys)
     reason = re.sub(r'^Parser key "[^"]+":\s*', "", str(error))
-    return f"{'.'.join(keys)}: {reason}" if keys else reason
+    if unknown := re.match(r"Expected a dot import path string: (.*)", reason):
+        known = ", ".join(_SHORT_NAMES.get(key.rpartition(".")[2], ()))
+        reason = f"no class {unknown[1]}; expected {known + ', or ' if known else ''}the path of an importable class."
+    return f"{key}: {reason}" if key else reason
 
 
 def _quiet() -> None:
