@@ -6,7 +6,6 @@ interrupted.
 """
 
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,40 +14,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning import LightningModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from mim4dd_pl import callbacks, modules
 from mim4dd_pl.callbacks import AtomicCheckpointIO, ClosingTable, StepProgress
-from mim4dd_pl.data import ImageDataModule, Source
+from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import StoredFileError, UserError
-from mim4dd_pl.information import Critic, InformationTerm
-from mim4dd_pl.networks import Network
-from mim4dd_pl.objectives import Objective
-from mim4dd_pl.unroll import Unroll
-
-
-_SHORT_NAMES: dict[str, Sequence[str]] = {
-    "model": modules.__all__,
-    "callbacks": callbacks.__all__,
-    "source": [kind.__name__ for kind in Source.__subclasses__()],
-    "network": [kind.__name__ for kind in Network.__subclasses__()],
-    "objective": [kind.__name__ for kind in Objective.__subclasses__()],
-    "unroll": [kind.__name__ for kind in Unroll.__subclasses__()],
-    "critic": [kind.__name__ for kind in Critic.__subclasses__()],
-    "information": [InformationTerm.__name__],
-}
-"""Classes that a recipe may name without their module, by the last word of the key."""
+from mim4dd_pl.recipes import check_clock, check_keys, reason_of
 
 
 class _Parser(LightningArgumentParser):
     """Says in one line what is wrong with the arguments."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_reason(ex or ValueError(message))) from ex
+        raise UserError(reason_of(ex or ValueError(message))) from ex
 
 
 class DistillationCLI(LightningCLI):
@@ -99,7 +80,7 @@ class DistillationCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for flag, value in pairwise(args):
             if flag in ("-c", "--config"):
-                _check_keys(Path(value))
+                check_keys(Path(value))
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
@@ -109,7 +90,7 @@ class DistillationCLI(LightningCLI):
         config = self.config[self.subcommand]
         torch.set_num_threads(config.threads)
         if self.subcommand == "fit" and config.model.class_path.endswith("DistillationModule"):
-            _check_clock(config.trainer.max_steps, config.trainer.val_check_interval)
+            check_clock(config.trainer.max_steps, config.trainer.val_check_interval)
         if config.ckpt_path is not None:
             self._continue_run(config)
         elif self.subcommand != "fit":
@@ -122,7 +103,7 @@ class DistillationCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             # Constructors refuse bad settings; anything that a run raises later keeps its traceback.
-            raise UserError(_reason(error)) from error
+            raise UserError(reason_of(error)) from error
         # Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ClosingTable):
@@ -185,62 +166,9 @@ def run() -> NoReturn:
     sys.exit(main())
 
 
-def _check_clock(max_steps: int, interval: int | float | None) -> None:
-    """The last step must be a validated one: it is what the closing table and the artefact speak of."""
-    if not isinstance(interval, int) or interval < 1:
-        raise UserError(
-            f"trainer.val_check_interval must be a whole number of outer steps, at least 1; got {interval}."
-        )
-    if max_steps < 1 or max_steps % interval:
-        raise UserError(
-            f"trainer.max_steps must be a positive multiple of trainer.val_check_interval ({interval}), so that the "
-            f"last step is evaluated; got {max_steps}."
-        )
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML takes the last of two equal keys in silence; a recipe must not hold two truths."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise UserError(f"{key.start_mark.name}, line {key.start_mark.line + 1}: {key.value} is set twice.")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _check_keys(recipe: Path) -> None:
-    if not recipe.is_file():
-        raise UserError(f"No recipe {recipe}: -c takes a YAML file, e.g. configs/distill/digits.yaml.")
-    try:
-        with recipe.open(encoding="utf-8") as file:
-            content = yaml.load(file, _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{recipe} is no YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{recipe} holds {content!r:.40}, expected keys and values.")
-
-
 def _fail(message: str, exit_code: int) -> int:
     print("mim4dd: error: " + " ".join(message.split()), file=sys.stderr)
     return exit_code
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, without the list of everything else that a value might have been."""
-    keys: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        error, cause = cause, cause.__cause__
-        if (named := re.match(r'Parser key "([^"]+)":\s*', str(error))) and named[1] not in keys:
-            keys.append(named[1])
-    key = ".".join(keys)
-    reason = re.sub(r'^Parser key "[^"]+":\s*', "", str(error))
-    if unknown := re.match(r"Expected a dot import path string: (.*)", reason):
-        known = ", ".join(_SHORT_NAMES.get(key.rpartition(".")[2], ()))
-        reason = f"no class {unknown[1]}; expected {known + ', or ' if known else ''}the path of an importable class."
-    return f"{key}: {reason}" if key else reason
 
 
 def _quiet() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from mim4dd_pl.data.catalog import Batch, Indexable
+from mim4dd_pl.data.sets import Batch, Indexable
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.population import Training, train
 from mim4dd_pl.randomness import Stream

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.augment import DSA
-from mim4dd_pl.data.catalog import Indexable
+from mim4dd_pl.data.sets import Indexable
 from mim4dd_pl.functional import cross_entropy
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.randomness import Stream

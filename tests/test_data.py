@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from mim4dd_pl.data import MNIST, Digits, ImageDataModule, ImageFolder, Npz, Source
-from mim4dd_pl.data.catalog import Pixels, statistics, stratified_split
+from mim4dd_pl.data.catalog import Pixels
+from mim4dd_pl.data.sets import statistics, stratified_split
 from mim4dd_pl.errors import DataError
 from mim4dd_pl.randomness import Stream
 from tests.conftest import ROOT

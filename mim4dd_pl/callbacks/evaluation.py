@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import lightning as L
 
-from mim4dd_pl.data.catalog import Batch, Indexable, InMemory
+from mim4dd_pl.data.sets import Batch, Indexable, InMemory
 from mim4dd_pl.evaluation import Classifiers, train_students
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.population import Training

@@ -1,17 +1,8 @@
 """Image data sets and how they reach the Trainer."""
 
-from mim4dd_pl.data.catalog import (
-    MNIST,
-    Batch,
-    Digits,
-    ImageFolder,
-    ImageSet,
-    Indexable,
-    InMemory,
-    Npz,
-    Source,
-)
+from mim4dd_pl.data.catalog import MNIST, Digits, ImageFolder, Npz, Source
 from mim4dd_pl.data.datamodule import ImageDataModule
+from mim4dd_pl.data.sets import Batch, ImageSet, Indexable, InMemory
 
 __all__ = [
     "MNIST",

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import lightning as L
 import torch
 
-from mim4dd_pl.data.catalog import Batch, ImageSet, Pixels, Source, statistics, stratified_split
+from mim4dd_pl.data.catalog import Pixels, Source
+from mim4dd_pl.data.sets import Batch, ImageSet, statistics, stratified_split
 from mim4dd_pl.errors import DataError
 from mim4dd_pl.shapes import ImageShape
 
