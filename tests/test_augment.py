@@ -102,14 +102,16 @@ def test_flip_mirrors_about_half_of_the_images(images: Tensor, stream: Stream) -
 def test_rotation_agrees_with_kornia(images: Tensor, stream: Stream) -> None:
     parameters = Rotate().draw(4, stream.generator()).double()
     expected = kornia.rotate(images, (2 * parameters[:, 0] - 1) * 15, align_corners=True)
-    torch.testing.assert_close(Rotate()(images, parameters), expected)
+    # Some versions of kornia compute the matrix in float32.
+    torch.testing.assert_close(Rotate()(images, parameters), expected, atol=1e-5, rtol=0)
 
 
 def test_scaling_agrees_with_kornia(images: Tensor, stream: Stream) -> None:
     """Sampling coordinates times f is an image scaled by 1 / f."""
     parameters = Scale().draw(4, stream.generator()).double()
     factors = 1 / 1.2 + parameters * (1.2 - 1 / 1.2)
-    torch.testing.assert_close(Scale()(images, parameters), kornia.scale(images, 1 / factors, align_corners=True))
+    expected = kornia.scale(images, 1 / factors, align_corners=True)
+    torch.testing.assert_close(Scale()(images, parameters), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("operation", "neutral"), [(Scale(), 1 / (1 + 1.2)), (Rotate(), 0.5), (Crop(), 0.5)])
