@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+import lightning as L
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from lightning import LightningModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from mim4dd_pl.callbacks import AtomicCheckpointIO, ClosingTable, StepProgress
 from mim4dd_pl.data import ImageDataModule
@@ -32,13 +32,22 @@ class _Parser(LightningArgumentParser):
         raise UserError(reason_of(ex or ValueError(message))) from ex
 
 
+class _KeepRecipe(SaveConfigCallback):
+    """Writes ``config.yaml`` into the folder of a run; where there is no run, nothing."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.logger is not None:
+            super().setup(trainer, pl_module, stage)
+
+
 class DistillationCLI(LightningCLI):
     """Parses and builds everything first; nothing is written before all of it is known to be good."""
 
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
-            LightningModule,
+            L.LightningModule,
             ImageDataModule,
+            save_config_callback=_KeepRecipe,
             subclass_mode_model=True,
             save_config_kwargs={"overwrite": True},  # a resumed run keeps its folder
             seed_everything_default=0,

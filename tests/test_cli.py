@@ -54,6 +54,7 @@ def test_every_recipe_runs(recipe: Path, here: Path) -> None:
     write_idx(here / "data")
     assert main(["fit", "-c", str(recipe), *tiny(recipe)]) == 0
     assert list(here.glob("checkpoints/experts/*/manifest.json"))
+    assert sorted(path.name for path in here.iterdir()) == ["checkpoints", "data"]
     if recipe.parent.name == "distill":
         assert list(here.glob("checkpoints/*/version_0/distilled/best/sheet.png"))
         assert list(here.glob("checkpoints/*/version_0/comparison.png"))

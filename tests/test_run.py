@@ -75,8 +75,14 @@ def test_a_plain_training_loop_on_the_artefact_reaches_the_reported_accuracy(
 
 
 def test_validate_and_test_repeat_what_the_run_reported(
-    run: Path, recipe: list[str], results: dict[str, dict[str, float]], capsys: pytest.CaptureFixture[str]
+    run: Path,
+    recipe: list[str],
+    results: dict[str, dict[str, float]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
 
     def printed(stage: str) -> float:
         found = re.search(rf"{stage}/accuracy\W+([0-9.]+)", capsys.readouterr().out)
@@ -90,6 +96,7 @@ def test_validate_and_test_repeat_what_the_run_reported(
     assert f"{printed('validation'):.4f}" == reported.split()[0]
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
     assert len(list(run.glob("events.*"))) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_has_the_curves_and_the_pictures(run: Path) -> None:
