@@ -87,9 +87,9 @@ class DistillationCLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        for flag, value in pairwise(args):
-            if flag in ("-c", "--config"):
-                check_keys(Path(value))
+        joined = [argument.removeprefix("--config=") for argument in args if argument.startswith("--config=")]
+        for recipe in joined + [value for flag, value in pairwise(args) if flag in ("-c", "--config")]:
+            check_keys(Path(recipe))
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:

@@ -237,20 +237,16 @@ class DistillationModule(L.LightningModule):
         return [parameter for parameter in self.information.parameters() if parameter.requires_grad]
 
     def _step_optimizers(self, information_gradient: Tensor) -> None:
-        optimizers = (
-            cast(list[Any], self.optimizers(use_pl_optimizer=True))
-            if self._information_parameters()
-            else [cast(Any, self.optimizers())]
-        )
-        offset = 0
-        for parameter in self._information_parameters():
-            part = information_gradient[offset : offset + parameter.numel()]
+        own = self._information_parameters()
+        parts = information_gradient.split([parameter.numel() for parameter in own])
+        for parameter, part in zip(own, parts, strict=True):
             parameter.grad = part.view_as(parameter)
-            offset += parameter.numel()
-        optimizers[0].step()
-        for heads in optimizers[1:]:
+        optimizers = cast(Any, self.optimizers())
+        images_and_lr, *heads = optimizers if isinstance(optimizers, list) else [optimizers]
+        images_and_lr.step()
+        for optimizer in heads:
             # The plain optimiser inside: Lightning counts every step of its own wrapper towards max_steps.
-            heads.optimizer.step()
+            optimizer.optimizer.step()
 
     def _log_step(self, mean: _Gradients, factor: Tensor, length: Tensor) -> None:
         values = {
