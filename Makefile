@@ -34,6 +34,7 @@ clean:  ## Remove the environment and caches; checkpoints stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 
 $(VENV)/.installed: setup.cfg pyproject.toml
+	@echo "Installing into $(VENV): torch is large, this takes some minutes ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import check_sha256, replacing, sha256
+from mim4dd_pl.files import check_sha256, replacing, restore, sha256
 
 SCHEMA = 1
 _TENSORS = {"images", "labels", "student_lr", "mean", "std"}
@@ -112,6 +112,7 @@ def read_distilled(folder: Path) -> Distilled:
     """
     path = folder / "distilled.safetensors"
     try:
+        restore(folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         schema, expected = manifest["schema"], str(manifest["sha256"][path.name])
     except (FileNotFoundError, NotADirectoryError):
@@ -167,7 +168,8 @@ class DistilledDataset(Dataset[tuple[Tensor, int]]):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Real images with pixels in [0, 1], shape (..., c, h, w), as networks trained on this set expect them."""
-        return (pixels - self._distilled.mean[:, None, None]) / self._distilled.std[:, None, None]
+        mean, std = (statistic.to(pixels)[:, None, None] for statistic in (self._distilled.mean, self._distilled.std))
+        return (pixels - mean) / std
 
 
 def _card(distilled: Distilled, per_class: int) -> str:

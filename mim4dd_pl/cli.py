@@ -2,7 +2,7 @@
 
 ``fit``, ``validate`` and ``test``, each with ``-c recipe.yaml`` and any number of overlays. A recipe names classes by
 their short names. Exit codes: 0 done, 1 diverged, 2 wrong setting, 3 data, 4 checkpoint, trajectory or artefact, 130
-interrupted.
+interrupted, 143 terminated.
 """
 
 import logging
@@ -18,11 +18,21 @@ import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mim4dd_pl.callbacks import AtomicCheckpointIO, ClosingTable, StepProgress
+from mim4dd_pl.callbacks import AtomicCheckpointIO, ClosingTable, Evaluation, Export, StepProgress
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import StoredFileError, UserError
-from mim4dd_pl.recipes import check_clock, check_keys, reason_of
+from mim4dd_pl.recipes import (
+    check_keys,
+    check_limits,
+    check_links,
+    check_same_recipe,
+    check_trainer,
+    newest_checkpoint,
+    reason_of,
+    settings_of,
+)
 
 
 class _Parser(LightningArgumentParser):
@@ -32,12 +42,16 @@ class _Parser(LightningArgumentParser):
         raise UserError(reason_of(ex or ValueError(message))) from ex
 
 
-class _KeepRecipe(SaveConfigCallback):
-    """Writes ``config.yaml`` into the folder of a run; where there is no run, nothing."""
+class KeepRecipe(SaveConfigCallback):
+    """Keeps the recipe: as ``config.yaml`` in the folder of a run, and in each checkpoint, which resuming compares."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.logger is not None:
+            self.config.ckpt_path = None  # as a recipe, config.yaml repeats a run and does not go on with it
             super().setup(trainer, pl_module, stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        return settings_of(self.parser, self.config)
 
 
 class DistillationCLI(LightningCLI):
@@ -47,12 +61,17 @@ class DistillationCLI(LightningCLI):
         super().__init__(
             L.LightningModule,
             ImageDataModule,
-            save_config_callback=_KeepRecipe,
+            save_config_callback=KeepRecipe,
             subclass_mode_model=True,
             save_config_kwargs={"overwrite": True},  # a resumed run keeps its folder
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()} | {"allow_abbrev": False},
+            parser_kwargs={
+                "prog": "mim4dd",
+                "description": "Learn a few images per class on which a network trains almost as well as on all.",
+                "allow_abbrev": False,
+                **{name: {"allow_abbrev": False} for name in self.subcommands()},
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             trainer_defaults={
@@ -90,7 +109,9 @@ class DistillationCLI(LightningCLI):
         joined = [argument.removeprefix("--config=") for argument in args if argument.startswith("--config=")]
         for recipe in joined + [value for flag, value in pairwise(args) if flag in ("-c", "--config")]:
             check_keys(Path(recipe))
+        check_links(args)
         self.config = parser.parse_args(args)
+        check_limits(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: our checkpoints hold no hyper-parameters that could overrule the recipe."""
@@ -98,8 +119,8 @@ class DistillationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         torch.set_num_threads(config.threads)
-        if self.subcommand == "fit" and config.model.class_path.endswith("DistillationModule"):
-            check_clock(config.trainer.max_steps, config.trainer.val_check_interval)
+        if self.subcommand == "fit":
+            check_trainer(config.trainer, distills=config.model.class_path.endswith("DistillationModule"))
         if config.ckpt_path is not None:
             self._continue_run(config)
         elif self.subcommand != "fit":
@@ -110,37 +131,50 @@ class DistillationCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
             # Constructors refuse bad settings; anything that a run raises later keeps its traceback.
             raise UserError(reason_of(error)) from error
         # Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ClosingTable):
-                callback.check(self.trainer)
+        self._check_callbacks()
         self.datamodule.setup(self.subcommand)
         if self.subcommand == "fit":
             self.model.attach(self.datamodule)
 
+    def _check_callbacks(self) -> None:
+        if self.trainer.world_size > 1:
+            raise UserError(
+                f"trainer.devices, num_nodes and strategy ask for {self.trainer.world_size} processes; this version "
+                "runs one. Set trainer.devices to 1."
+            )
+        kinds = [type(callback) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
+        if kinds.count(Evaluation) != 1 and (self.subcommand != "fit" or {Export, ClosingTable} & set(kinds)):
+            raise UserError(f"trainer.callbacks must hold one Evaluation, got {kinds.count(Evaluation)}.")
+        if ClosingTable in kinds and Export not in kinds:
+            raise UserError("trainer.callbacks: ClosingTable needs Export.")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # The Evaluation callback prints what it measured.
+        quiet = {} if subcommand == "fit" else {"verbose": False}
+        return {**super()._prepare_subcommand_kwargs(subcommand), **quiet}
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         shown = self._get(self.config_init, "trainer").enable_progress_bar is not False
         self.trainer_defaults["callbacks"] = [StepProgress()] if shown else []
-        return super().instantiate_trainer(plugins=[AtomicCheckpointIO()], **kwargs)
+        plugins = self._get(self.config_init, "trainer").plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
 
-    @staticmethod
-    def _continue_run(config: Any) -> None:
-        """Find the checkpoint, and let the logger go on in the folder of the run that it belongs to."""
-        settings = getattr(config.trainer.logger, "init_args", None)
-        runs = Path(settings.save_dir) / (settings.name or "") if settings is not None else None
+    def _continue_run(self, config: Any) -> None:
+        """Find the checkpoint, refuse one of another recipe, and go on in the folder of its run."""
+        logger = getattr(config.trainer.logger, "init_args", None)
+        runs = Path(logger.save_dir) / (logger.name or "") if logger is not None else None
         if config.ckpt_path == "last":
             if runs is None:
                 raise UserError("--ckpt_path last needs trainer.logger with a save_dir; give a .ckpt file instead.")
-            found = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-            if not found:
-                raise StoredFileError(f"No run to resume in {runs}: start one without --ckpt_path.")
-            config.ckpt_path = str(found[-1])
+            config.ckpt_path = str(newest_checkpoint(runs))
         checkpoint = Path(config.ckpt_path)
-        if not checkpoint.is_file():
-            raise StoredFileError(f"No checkpoint {checkpoint}: give a local .ckpt file, or --ckpt_path last.")
+        kept = AtomicCheckpointIO().load_checkpoint(checkpoint)
+        check_same_recipe(checkpoint, kept, settings_of(self._parser(self.subcommand), config), KeepRecipe.__qualname__)
         run = checkpoint.resolve().parent.parent
         if runs is not None and run.parent == runs.resolve() and run.name.startswith("version_"):
             config.trainer.logger.init_args.version = int(run.name.removeprefix("version_"))
@@ -163,9 +197,19 @@ def main(args: Sequence[str] | None = None) -> int:
     except MisconfigurationException as error:
         return _fail(str(error), UserError.exit_code)
     except OSError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or 'no file name given'}", StoredFileError.exit_code)
-    except KeyboardInterrupt:
-        print("mim4dd: interrupted; continue with --ckpt_path last", file=sys.stderr)
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(
+            f"{error.strerror or error}{where}. Free space, or choose a folder that can be written.",
+            StoredFileError.exit_code,
+        )
+    except SIGTERMException:
+        print("mim4dd: terminated; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
+        return 143
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns Ctrl-C into exit(1).
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        print("mim4dd: interrupted; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
         return 130
     return 0
 

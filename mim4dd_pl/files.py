@@ -4,6 +4,7 @@ A file is written under a temporary name beside its target, flushed to the disk 
 process leaves the old file or the new one. One flipped bit passes safetensors and torch.load unnoticed, hence hashes.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -11,43 +12,73 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from mim4dd_pl.errors import StoredFileError
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A temporary path beside ``target`` that becomes ``target`` when the block ends, and vanishes if it fails.
 
-    The block creates a file or a folder there. A folder at ``target`` is replaced as a whole.
+    The block creates a file or a folder there. A folder at ``target`` is replaced as a whole; a process that is killed
+    between the two renames this takes leaves the old folder aside, and the next writer puts it back. One writer per
+    target: what an earlier, killed one left behind is swept.
 
     Raises:
         StoredFileError: If the disk is full, the folder read-only, or the like.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary, aside = (target.with_name(f".{target.name}.{suffix}") for suffix in ("tmp", "old"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        restore(target)
         _remove(temporary)
         yield temporary
-        for path in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+        for path in (temporary, *temporary.rglob("*")):
             if path.is_file():
-                _flush(path)
+                path.chmod(0o666 & ~_UMASK)  # some libraries write for the owner alone
+            _flush(path)
         if target.is_dir():
-            # A folder cannot be renamed over a full one: step the old one aside for the moment between two renames.
-            aside = target.with_name(f".{target.name}.{os.getpid()}.old")
-            _remove(aside)
             os.replace(target, aside)
-            os.replace(temporary, target)
-            _remove(aside)
-        else:
-            os.replace(temporary, target)
+        os.replace(temporary, target)
+        _remove(aside)
         _flush(target.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        restore(target)
         raise StoredFileError(
-            f"Cannot write {target}: {error.strerror or error}. What was there before is unchanged; free space or "
-            "choose another folder."
+            f"Cannot write {target}: {getattr(error, 'strerror', None) or error}. What was there before is "
+            "unchanged; free space or choose another folder."
         ) from error
     finally:
         _remove(temporary)
+
+
+def restore(target: Path) -> None:
+    """Put back a folder that a killed writer had moved aside, or sweep it if its successor is in place."""
+    aside = target.with_name(f".{target.name}.old")
+    if aside.exists():
+        if target.exists():
+            _remove(aside)
+        else:
+            os.replace(aside, target)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone while the block runs; others wait. The lock dies with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(target: Path, text: str) -> None:

@@ -238,8 +238,8 @@ def infonce_bound(logits: Tensor, positive: Tensor) -> Tensor:
 
     .. math:: I \ge \ln R - L_k
 
-    It saturates at the mean of ln(R / |P_i|), which is ln C for a class-balanced real batch. NaN when the batch has no
-    positive pair.
+    An estimate: it saturates at the mean of ln(R / |P_i|), which is ln C for a class-balanced real batch and scatters
+    around it for a random one. NaN when the batch has no positive pair.
 
     Source: van den Oord et al. 2018 (arXiv:1807.03748), Eq. 10; R is the number of candidates.
 

@@ -9,6 +9,7 @@ Not done here: which networks show the features is chosen in :meth:`InformationT
 gradient meets the host's is the module's business (:func:`mim4dd_pl.functional.balance`).
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from mim4dd_pl.functional import infonce_bound, infonce_loss, layer_weights, nce_bound, nce_loss, same_class
 from mim4dd_pl.heads import LinearHead
 from mim4dd_pl.shapes import ImageShape
+
+_log = logging.getLogger(__name__)
 
 
 class Critic(nn.Module, ABC):
@@ -138,6 +141,7 @@ class InformationTerm(nn.Module):
         lr: float = 1e-3,
     ) -> None:
         super().__init__()
+        critic = InfoNCECritic() if critic is None else critic
         if num_classes < 2:
             raise ValueError(f"The information term contrasts classes and needs at least 2, got {num_classes}.")
         if not 0 <= weight < math.inf:
@@ -155,7 +159,10 @@ class InformationTerm(nn.Module):
                 "student or own."
             )
         self.num_classes = num_classes
-        self.critic = InfoNCECritic() if critic is None else critic
+        self.ceiling = critic.ceiling(num_classes)
+        if self.ceiling <= 0:
+            _log.warning("With %d classes the bound of %s is void.", num_classes, type(critic).__name__)
+        self.critic = critic
         self.heads = nn.ModuleList([embedding(shape) for shape in layer_shapes])
         self.weight = weight
         self.balance = balance

@@ -108,6 +108,8 @@ class Experts:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.root in ("", "None"):
+            raise ValueError("model.experts.root must name a folder, got nothing.")
         if self.num_experts < 1:
             raise ValueError(f"model.experts.num_experts must be at least 1, got {self.num_experts}.")
 

@@ -1,15 +1,18 @@
 """Recipes as users write them: what is refused before anything is built, and how it is said."""
 
+import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser, Namespace
 
 from mim4dd_pl import callbacks, modules
 from mim4dd_pl.data import Source
-from mim4dd_pl.errors import UserError
+from mim4dd_pl.errors import StoredFileError, UserError
 from mim4dd_pl.information import Critic, InformationTerm
 from mim4dd_pl.networks import Network
 from mim4dd_pl.objectives import Objective
@@ -28,17 +31,113 @@ _SHORT_NAMES: dict[str, Sequence[str]] = {
 """Classes that a recipe may name without their module, by the last word of the key."""
 
 
-def check_clock(max_steps: int, interval: int | float | None) -> None:
-    """The last step must be a validated one: it is what the closing table and the artefact speak of."""
+_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "max_epochs": ((-1, None), "outer steps are the only clock; set trainer.max_steps"),
+    "max_time": ((None,), "a run ends at trainer.max_steps; stop it and go on with --ckpt_path last"),
+    "check_val_every_n_epoch": ((None,), "validation counts outer steps; set trainer.val_check_interval"),
+    "num_sanity_val_steps": ((0,), "a validation trains students; use configs/with/smoke.yaml to try a recipe"),
+    "limit_train_batches": ((None, 1.0), "a batch is an outer step; set trainer.max_steps"),
+    "limit_val_batches": ((None, 1.0), "accuracies are of all validation images"),
+    "limit_test_batches": ((None, 1.0), "accuracies are of all test images"),
+    "overfit_batches": ((0.0, 0), "a batch is an outer step"),
+    "fast_dev_run": ((False,), "use configs/with/smoke.yaml to try a recipe"),
+    "barebones": ((False,), "the callbacks are what a run leaves behind"),
+    "accumulate_grad_batches": ((1,), "set model.segments_per_step"),
+    "gradient_clip_val": ((None,), "set model.image_gradient_clip"),
+    "precision": ((None, "32-true", 32, "32"), "the gradient of the unroll is computed in float32"),
+    "inference_mode": ((False,), "a validation trains students"),
+}
+"""Settings of the Trainer that cannot mean anything else here: what they may be, and what to do instead."""
+
+
+def check_trainer(trainer: Namespace, distills: bool) -> None:
+    """Refuse what the Trainer would accept and the method cannot honour.
+
+    The last step of a distillation must be a validated one: the closing table and the artefact speak of it.
+    """
+    for name, (allowed, instead) in _FIXED.items():
+        if (value := trainer.get(name)) not in allowed:
+            raise UserError(f"trainer.{name} must stay {allowed[0]}, got {value}: {instead}.")
+    if not distills:
+        return
+    steps, interval = trainer.max_steps, trainer.val_check_interval
     if not isinstance(interval, int) or interval < 1:
         raise UserError(
             f"trainer.val_check_interval must be a whole number of outer steps, at least 1; got {interval}."
         )
-    if max_steps < 1 or max_steps % interval:
+    if steps < 1 or steps % interval:
         raise UserError(
             f"trainer.max_steps must be a positive multiple of trainer.val_check_interval ({interval}), so that the "
-            f"last step is evaluated; got {max_steps}."
+            f"last step is evaluated; got {steps}."
         )
+
+
+def check_limits(config: Namespace) -> None:
+    """Refuse numbers that the machine or its libraries cannot take."""
+    if config.seed_everything >= 2**32:
+        raise UserError(f"seed_everything must lie in 0..{2**32 - 1}, got {config.seed_everything}.")
+    most = 4 * (os.cpu_count() or 1)
+    if config.threads > most:
+        raise UserError(f"threads must lie in 1..{most} on this machine, got {config.threads}.")
+
+
+_LINKED = {"seed": "seed_everything", "image_shape": "the data set", "num_classes": "the data set"}
+
+
+def check_links(args: Sequence[str]) -> None:
+    """Refuse on the command line what another key sets; it would be ignored in silence."""
+    for argument in args:
+        if found := re.match(r"--model\.(?:init_args\.)?(seed|image_shape|num_classes)\b", argument):
+            raise UserError(f"model.{found[1]} is set by {_LINKED[found[1]]}, got {argument}: leave it out.")
+
+
+def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """What makes a run the run that it is: seed, data and model, as plain types under dotted keys.
+
+    Where files lie is no part of it: a run may go on on another machine.
+    """
+    content = yaml.safe_load(parser.dump(config, skip_none=False))
+
+    def flat(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {key: leaf for name, part in value.items() for key, leaf in flat(f"{prefix}.{name}", part).items()}
+
+    settings = {"seed_everything": content["seed_everything"], **flat("data", content["data"])}
+    settings.update(flat("model", content["model"]))
+    return {key: value for key, value in settings.items() if key.rpartition(".")[2] not in ("root", "path", "download")}
+
+
+def newest_checkpoint(runs: Path) -> Path:
+    """The checkpoint of the newest run in a folder of runs.
+
+    Raises:
+        StoredFileError: If there is no run, or the newest one has no checkpoint yet.
+    """
+    versions = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdigit()]
+    if not versions:
+        raise StoredFileError(f"No run to resume in {runs}: start one without --ckpt_path.")
+    newest = max(versions, key=lambda path: int(path.name.removeprefix("version_")))
+    if not (newest / "checkpoints/last.ckpt").is_file():
+        raise StoredFileError(
+            f"The newest run, {newest}, has no checkpoint yet: start again without --ckpt_path (finished experts are "
+            "kept), or give the .ckpt file of an older run."
+        )
+    return newest / "checkpoints/last.ckpt"
+
+
+def check_same_recipe(path: Path, checkpoint: dict[str, Any], settings: dict[str, Any], keeper: str) -> None:
+    """Refuse a checkpoint of another program or of another recipe, naming the first setting that differs."""
+    kept = checkpoint.get("callbacks", {}).get(keeper) if isinstance(checkpoint, dict) else None
+    if kept is None or not {"state_dict", "optimizer_states", "loops", "global_step"} <= checkpoint.keys():
+        raise StoredFileError(f"{path} is no checkpoint of `mim4dd fit`. Give another one, or --ckpt_path last.")
+    for key in sorted(kept.keys() | settings.keys()):
+        then, now = kept.get(key, "not set"), settings.get(key, "not set")
+        if then != now:
+            raise StoredFileError(
+                f"{path} was made with {key.replace('.init_args', '')} {then}, this recipe has {now}: go on with the "
+                "setting of the checkpoint, or start a new run without --ckpt_path."
+            )
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -47,8 +146,11 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            where = f"{key.start_mark.name}, line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{where}: a key must be a word.")
             if key.value in seen:
-                raise UserError(f"{key.start_mark.name}, line {key.start_mark.line + 1}: {key.value} is set twice.")
+                raise UserError(f"{where}: {key.value} is set twice.")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -64,6 +166,16 @@ def check_keys(recipe: Path) -> None:
         raise UserError(f"{recipe} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{recipe} holds {content!r:.40}, expected keys and values.")
+    try:
+        json.dumps(content, default=str)
+    except ValueError:
+        raise UserError(f"{recipe} contains itself: an alias points to one of its own parents.") from None
+    if not isinstance(content.get("trainer", {}), dict):
+        raise UserError(f"{recipe}: trainer holds {content['trainer']!r:.40}, expected keys and values.")
+    model = content.get("model")
+    if isinstance(model, dict) and isinstance(settings := model.get("init_args"), dict):
+        for key in _LINKED.keys() & settings.keys():
+            raise UserError(f"{recipe}: model.{key} is set by {_LINKED[key]}: leave it out.")
 
 
 def reason_of(error: BaseException) -> str:
@@ -79,4 +191,6 @@ def reason_of(error: BaseException) -> str:
     if unknown := re.match(r"Expected a dot import path string: (.*)", reason):
         known = ", ".join(_SHORT_NAMES.get(key.rpartition(".")[2], ()))
         reason = f"no class {unknown[1]}; expected {known + ', or ' if known else ''}the path of an importable class."
+    if re.match(r"Option '.*' is not accepted", reason):
+        reason += " (is it spelt so? an overlay goes after its recipe)"
     return f"{key}: {reason}" if key else reason

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import check_sha256, replacing, sha256, write_text
+from mim4dd_pl.files import check_sha256, locked, replacing, sha256, write_text
 
 SCHEMA = 1
 
@@ -69,7 +69,9 @@ class TrajectoryStore:
         self.spec = spec
         self._entries: dict[int, dict[str, Any]] = {}
         if self._manifest.exists():
-            self._read_manifest()
+            self._entries = self._read_manifest()
+            for entry in self._entries.values():
+                check_sha256(self.root / entry["file"], entry["sha256"], self._remedy)
 
     @property
     def finished(self) -> list[int]:
@@ -77,7 +79,7 @@ class TrajectoryStore:
         return sorted(self._entries)
 
     def add(self, expert: int, trajectory: Tensor) -> None:
-        """Keep a finished expert.
+        """Keep a finished expert; if another process has finished it meanwhile, theirs stays.
 
         Args:
             expert: Its number.
@@ -90,15 +92,21 @@ class TrajectoryStore:
         if tuple(trajectory.shape) != expected:
             raise ValueError(f"A trajectory of this store has shape {expected}, got {tuple(trajectory.shape)}.")
         path = self.root / f"expert_{expert:04d}.safetensors"
-        with replacing(path) as temporary:
-            save_file({"trajectory": trajectory.float().contiguous().cpu()}, temporary)
-        self._entries[expert] = {"file": path.name, "sha256": sha256(path)}
-        manifest = {
-            "schema": SCHEMA,
-            **asdict(self.spec),
-            "experts": {str(number): self._entries[number] for number in self.finished},
-        }
-        write_text(self._manifest, json.dumps(manifest, indent=2) + "\n")
+        with locked(self.root):
+            # Another run may share the folder: keep what it has finished, this expert included.
+            if self._manifest.exists():
+                self._entries = self._read_manifest()
+            if expert in self._entries:
+                return
+            with replacing(path) as temporary:
+                save_file({"trajectory": trajectory.float().contiguous().cpu()}, temporary)
+            self._entries[expert] = {"file": path.name, "sha256": sha256(path)}
+            manifest = {
+                "schema": SCHEMA,
+                **asdict(self.spec),
+                "experts": {str(number): self._entries[number] for number in self.finished},
+            }
+            write_text(self._manifest, json.dumps(manifest, indent=2) + "\n")
 
     def segment(self, expert: int, start_epoch: int, expert_epochs: int) -> Segment:
         """Two rows of one trajectory, read from the disk.
@@ -127,13 +135,14 @@ class TrajectoryStore:
     def _remedy(self) -> str:
         return f"Delete {self.root} to train the experts anew, or set model.experts.root to another folder."
 
-    def _read_manifest(self) -> None:
+    def _read_manifest(self) -> dict[int, dict[str, Any]]:
         try:
             manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
             found = {key: manifest[key] for key in ("schema", *asdict(self.spec))}
-            entries = {int(number): dict(entry) for number, entry in manifest["experts"].items()}
-            names = [str(entry["file"]) for entry in entries.values()]
-            hashes = [str(entry["sha256"]) for entry in entries.values()]
+            entries = {
+                int(number): {"file": str(entry["file"]), "sha256": str(entry["sha256"])}
+                for number, entry in manifest["experts"].items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoredFileError(f"{self._manifest} is damaged ({error!r}). {self._remedy}") from error
         wanted = {"schema": SCHEMA, **asdict(self.spec)}
@@ -145,8 +154,9 @@ class TrajectoryStore:
                 f"{wanted[key]}. Use the same data set, network and expert settings, or set model.experts.root to "
                 "another folder."
             )
-        for name, digest in zip(names, hashes, strict=True):
-            if Path(name).name != name:
-                raise StoredFileError(f"{self._manifest} names a file outside its folder: {name}. {self._remedy}")
-            check_sha256(self.root / name, digest, self._remedy)
-        self._entries = entries
+        for entry in entries.values():
+            if Path(entry["file"]).name != entry["file"]:
+                raise StoredFileError(
+                    f"{self._manifest} names a file outside its folder: {entry['file']}. {self._remedy}"
+                )
+        return entries

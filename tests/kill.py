@@ -11,12 +11,13 @@ class KillAt(L.Callback):
     """Kills its own process.
 
     Args:
-        step: Outer step at which to die.
+        step: Outer step at which to die; with ``expert``, the number of the expert.
         moment: ``step``: before the step's first computation; ``validation``: in the middle of the evaluation that
-            follows the step; ``save``: when the step's checkpoint is on the disk under its temporary name.
+            follows the step; ``save``: when the step's checkpoint is on the disk under its temporary name;
+            ``expert``: the same for the trajectory of an expert.
     """
 
-    def __init__(self, step: int, moment: Literal["step", "validation", "save"]) -> None:
+    def __init__(self, step: int, moment: Literal["step", "validation", "save", "expert"]) -> None:
         self.step = step
         self.moment = moment
 
@@ -30,11 +31,20 @@ class KillAt(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.moment == "save" and trainer.global_step == self.step:
-            replace = os.replace
+            die_before("last.ckpt")
 
-            def die(source: Any, target: Any) -> None:
-                if str(target).endswith(".ckpt"):
-                    os.kill(os.getpid(), signal.SIGKILL)
-                replace(source, target)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.moment == "expert":
+            die_before(f"expert_{self.step:04d}.safetensors")
 
-            os.replace = die  # type: ignore[assignment]
+
+def die_before(name: str) -> None:
+    """Die when a file of this name is whole but not yet in its place."""
+    replace = os.replace
+
+    def die(source: Any, target: Any) -> None:
+        if str(target).endswith(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = die  # type: ignore[assignment]

@@ -131,7 +131,21 @@ WRONG = [
     (["-c", "{unknown}"], 2, "modle"),
     (["-c", "nowhere.yaml"], 2, "No recipe nowhere.yaml"),
     (["--seed_everything=-1"], 2, "seed_everything"),
+    (["--seed_everything=4294967296"], 2, "seed_everything must lie in 0..4294967295"),
     (["--threads=0"], 2, "threads"),
+    (["--threads=1000000"], 2, "threads must lie in 1.."),
+    ([MODEL + "seed=3"], 2, "model.seed is set by seed_everything"),
+    (["-c", "{linked}"], 2, "model.num_classes is set by the data set"),
+    (["-c", "{list}"], 2, "trainer holds [1], expected keys and values"),
+    (["-c", "{key}"], 2, "key.yaml, line 1: a key must be a word"),
+    (["-c", "{cycle}"], 2, "cycle.yaml contains itself"),
+    (["--config={twice}"], 2, "twice.yaml, line 2: threads is set twice"),
+    ([MODEL + "experts.root="], 2, "model.experts.root must name a folder"),
+    (["--trainer.precision=64"], 2, "trainer.precision must stay None, got 64"),
+    (["--trainer.gradient_clip_val=1"], 2, "set model.image_gradient_clip"),
+    (["--trainer.limit_val_batches=0"], 2, "trainer.limit_val_batches must stay None, got 0"),
+    (["--trainer.fast_dev_run=true"], 2, "use configs/with/smoke.yaml to try a recipe"),
+    (["--trainer.devices=2"], 2, "ask for 2 processes; this version runs one"),
     (
         ["--trainer.max_steps=-1"],
         2,
@@ -144,9 +158,9 @@ WRONG = [
         "val_check_interval must be a whole number of outer steps, at least 1; got 0",
     ),
     (["--trainer.val_check_interval=0.5"], 2, "must be a whole number of outer steps, at least 1; got 0.5"),
-    (["--trainer.callbacks=[{class_path: ClosingTable}]"], 2, "ClosingTable needs the callback Evaluation"),
+    (["--trainer.callbacks=[{class_path: ClosingTable}]"], 2, "trainer.callbacks must hold one Evaluation, got 0"),
     (["--data.validation_fraction=1"], 2, "data.validation_fraction must lie between 0 and 1, got 1.0"),
-    (["--data.source=Digitz"], 2, "data.source: no class Digitz; expected Digits, MNIST, Npz, ImageFolder, or"),
+    (["--data.source=Digitz"], 2, "data.source: no class Digitz; expected Digits, MNIST, Npz, ImageFolder"),
     ([MODEL + "images_per_class=200"], 3, "200 real images per class are asked for, class 0 has 128"),
     (["--data.max_train_images=5"], 3, "data.max_train_images must lie in 10..1293 for digits, got 5"),
     (["--data.source=Npz", DATA + "path=nowhere.npz"], 3, "No such file: nowhere.npz"),
@@ -155,7 +169,7 @@ WRONG = [
     (["--data.source=MNIST", DATA + "root=nowhere", DATA + "download=false"], 3, "No MNIST in nowhere"),
     (["--ckpt_path=last"], 4, "No run to resume in checkpoints/digits"),
     (["--ckpt_path=nowhere.ckpt"], 4, "No checkpoint nowhere.ckpt"),
-    (["--ckpt_path=http://localhost/x.ckpt"], 4, "No checkpoint http:/localhost/x.ckpt: give a local .ckpt file"),
+    (["--ckpt_path=http://localhost/x.ckpt"], 4, "No checkpoint http:/localhost/x.ckpt. Give a local .ckpt file"),
 ]
 
 
@@ -171,11 +185,18 @@ def test_a_wrong_input_is_one_line_with_the_right_exit_code_and_leaves_nothing(
         "broken": "threads: [",
         "empty": "",
         "unknown": "modle: 3",
+        "linked": "model: {init_args: {num_classes: 3}}",
+        "list": "trainer: [1]",
+        "key": "? [a, b]\n: 1",
+        "cycle": "model: &model {init_args: *model}",
     }
     paths = {name: here / f"{name}.yaml" for name in files}
     for name, path in paths.items():
         path.write_text(files[name])
-    given = [argument.format(**paths) if argument.startswith(("{", DATA)) else argument for argument in arguments]
+    given = [
+        argument.format(**paths) if argument.startswith(("{", DATA, "--config=")) else argument
+        for argument in arguments
+    ]
     before = sorted(here.iterdir())
     assert main(["fit", "-c", str(DIGITS), *given]) == code
     stderr = capsys.readouterr().err

@@ -1,11 +1,13 @@
 """Files and folders are whole or absent."""
 
+import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import check_sha256, replacing, sha256, write_text
+from mim4dd_pl.files import check_sha256, replacing, restore, sha256, write_text
 
 
 def test_sha256_of_the_standard_example(tmp_path: Path) -> None:
@@ -39,10 +41,55 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_writer_that_was_killed_between_its_two_renames_loses_nothing(tmp_path: Path) -> None:
+    """What is then on the disk: the old folder aside, the new one under its temporary name."""
+    target = tmp_path / "folder"
+    for name in (".folder.old", ".folder.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    restore(target)
+    assert (target / "content").read_text() == ".folder.old"
+    with replacing(target) as temporary:
+        temporary.mkdir()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_second_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, real = tmp_path / "folder", os.replace
+    target.mkdir()
+
+    def fail(source: Path, destination: Path) -> None:
+        if source.name.endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        real(source, destination)
+
+    def write() -> None:
+        with replacing(target) as temporary:
+            temporary.mkdir()
+            (temporary / "new").write_text("new")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(StoredFileError, match="unchanged"):
+        write()
+    assert list(tmp_path.iterdir()) == [target]
+    assert not list(target.iterdir())
+
+
 def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoredFileError, match=r"Cannot write .*file/target: "):
         write_text(tmp_path / "file" / "target", "text")
+
+
+def test_a_full_disk_while_tensors_are_written_is_one_line(tmp_path: Path) -> None:
+    def write() -> None:
+        with replacing(tmp_path / "x.safetensors") as temporary:
+            temporary.write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device")
+
+    with pytest.raises(StoredFileError, match=r"Cannot write .*x\.safetensors: I/O error: No space left"):
+        write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_flipped_bit_and_a_missing_file_are_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Kill it anywhere, resume, and get the same bits."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,10 +45,58 @@ def in_folder(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     assert main([*RECIPE, *in_folder(folder)]) == 0
-    return outcome(folder / "digits/version_0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished: Path) -> dict[str, Any]:
+    return outcome(finished / "digits/version_0")
+
+
+def kill(arguments: list[str], step: int, moment: str) -> None:
+    callback = [
+        "--trainer.callbacks+",
+        f"{{class_path: tests.kill.KillAt, init_args: {{step: {step}, moment: {moment}}}}}",
+    ]
+    program = [sys.executable, "-m", "mim4dd_pl"]
+    killed = subprocess.run([*program, *arguments, *callback], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+
+def test_kill_minus_nine_among_the_experts_keeps_the_finished_ones(
+    uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = [*RECIPE, *in_folder(tmp_path)]
+    kill(arguments, 1, "expert")
+    finished = tmp_path / "experts/expert_0000.safetensors"
+    written = finished.stat().st_mtime_ns
+    assert not (tmp_path / "experts/expert_0001.safetensors").exists()
+    assert main(arguments) == 0
+    assert finished.stat().st_mtime_ns == written
+    assert not list(tmp_path.rglob("*.tmp"))
+    torch.testing.assert_close(outcome(tmp_path / "digits/version_1"), uninterrupted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_the_run_with_its_code_and_one_line(
+    number: signal.Signals, code: int, word: str, tmp_path: Path
+) -> None:
+    program = [sys.executable, "-m", "mim4dd_pl", *RECIPE, *in_folder(tmp_path), "--trainer.max_steps=4000"]
+    run = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    while not run.stdout.readline().startswith("step 8/"):
+        assert run.poll() is None
+    run.send_signal(number)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == code
+    assert [line for line in stderr.splitlines() if line.startswith("mim4dd")] == [
+        f"mim4dd: {word}; a run that has a checkpoint goes on with --ckpt_path last"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,14 +108,12 @@ def test_kill_minus_nine_and_resume_equals_no_kill(
     uninterrupted: dict[str, Any], tmp_path: Path, step: int, moment: str, lost: int
 ) -> None:
     arguments = [*RECIPE, *in_folder(tmp_path)]
-    kill = ["--trainer.callbacks+", f"{{class_path: tests.kill.KillAt, init_args: {{step: {step}, moment: {moment}}}}}"]
-    program = [sys.executable, "-m", "mim4dd_pl"]
-    killed = subprocess.run([*program, *arguments, *kill], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kill(arguments, step, moment)
     run = tmp_path / "digits/version_0"
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == step - lost
     assert main([*arguments, "--ckpt_path=last"]) == 0
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    assert not list(tmp_path.rglob("*.tmp"))
     torch.testing.assert_close(outcome(run), uninterrupted, rtol=0, atol=0)
 
 
@@ -95,3 +142,37 @@ def test_finished_experts_are_not_trained_again(
     monkeypatch.setattr("mim4dd_pl.population.Experts.train", refuse)
     assert main(arguments) == 0
     torch.testing.assert_close(outcome(tmp_path / "digits/version_1"), uninterrupted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("--model.init_args.lr_images=0.5", "model.lr_images 10.0, this recipe has 0.5"),
+        ("--model.init_args.images_per_class=2", "model.images_per_class 1, this recipe has 2"),
+        ("--model.information=null", "model.information"),
+        ("--seed_everything=7", "seed_everything 0, this recipe has 7"),
+        ("--data.validation_fraction=0.2", "data.validation_fraction 0.1, this recipe has 0.2"),
+    ],
+)
+def test_another_recipe_does_not_resume_a_run_and_touches_nothing(
+    finished: Path, changed: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert main([*RECIPE, *in_folder(finished), "--ckpt_path=last", changed]) == 4
+    assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_longer_run_goes_on_where_the_shorter_one_ended(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    longer = ["--trainer.max_steps=12", f"--model.experts.root={finished}/experts"]
+    assert main([*RECIPE, *in_folder(tmp_path / "copy"), *longer, "--ckpt_path=last"]) == 0
+    assert main([*RECIPE, *in_folder(tmp_path / "whole"), *longer]) == 0
+    runs = [outcome(tmp_path / which / "digits/version_0") for which in ("copy", "whole")]
+    torch.testing.assert_close(*runs, rtol=0, atol=0)
+
+
+def test_a_newest_run_without_a_checkpoint_is_not_passed_over(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    (tmp_path / "copy/digits/version_1").mkdir()
+    assert main([*RECIPE, *in_folder(tmp_path / "copy"), "--ckpt_path=last"]) == 4

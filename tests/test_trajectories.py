@@ -98,7 +98,18 @@ def test_an_interrupted_write_keeps_the_finished_experts(
     with pytest.raises(KeyboardInterrupt):
         store.add(3, trajectory)
     assert TrajectoryStore(store.root, SPEC).finished == [2]
-    assert not list(store.root.glob(".*"))
+    assert not list(store.root.glob(".*.tmp"))
+
+
+def test_two_runs_that_share_a_folder_keep_each_others_experts(
+    store: TrajectoryStore, trajectory: torch.Tensor
+) -> None:
+    other = TrajectoryStore(store.root, SPEC)
+    store.add(0, trajectory)
+    other.add(1, trajectory)
+    other.add(0, trajectory + 1)
+    assert TrajectoryStore(store.root, SPEC).finished == [0, 1, 2]
+    assert torch.equal(TrajectoryStore(store.root, SPEC).segment(0, 0, 1).start, trajectory[0])
 
 
 def test_parameters_that_are_not_finite_are_refused(store: TrajectoryStore, trajectory: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, and load without running code."""
 
+import io
 import math
 import pickle
 import warnings
@@ -49,8 +50,11 @@ class AtomicCheckpointIO(CheckpointIO):
     """Writes beside the target and renames; reads with ``weights_only=True`` from local files only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        # Through memory, because torch's own writer reports a full disk as an internal error.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
         with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            temporary.write_bytes(buffer.getbuffer())
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None

@@ -1,6 +1,7 @@
 """The table at the end of a run: the distilled set beside its controls, on the test images."""
 
 import json
+import logging
 import platform
 import time
 from collections.abc import Sequence
@@ -18,12 +19,11 @@ from mim4dd_pl.artefact import read_distilled, sheet
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
 from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
-from mim4dd_pl.errors import UserError
-from mim4dd_pl.evaluation import train_students
 from mim4dd_pl.files import replacing, write_text
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.population import Training
 
+_log = logging.getLogger(__name__)
 _C = TypeVar("_C", bound=L.Callback)
 
 
@@ -51,13 +51,7 @@ class ClosingTable(L.Callback):
         self._seconds = {"experts": 0.0, "distillation": 0.0}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.check(trainer)
         self._clock = time.monotonic()
-
-    def check(self, trainer: L.Trainer) -> None:
-        """Refuse a Trainer without the callbacks that this one reads."""
-        for needed in (Evaluation, Export):
-            _find(trainer, needed)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._lap("experts")
@@ -66,9 +60,8 @@ class ClosingTable(L.Callback):
         self._lap("distillation")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         self._lap("distillation")
+        _log.info("Training students for the closing table ...")
         rows = self._rows(trainer, cast(DistillationModule, pl_module))
         self._lap("closing table")
         minutes = {stage: seconds / 60 for stage, seconds in self._seconds.items()}
@@ -102,7 +95,7 @@ class ClosingTable(L.Callback):
         train, test = data.train.to(module.device), data.test.to(module.device)
 
         def row(name: str, sets: Sequence[Indexable], training: Training) -> _Row:
-            students = train_students(module.network, sets, training, module.stream.at("evaluation"), module.device)
+            students = evaluation.train_students(module, sets, training)
             for batch in test.batches(data.evaluation_batch_size):
                 students.update(batch)
             accuracies = students.accuracies()
@@ -139,10 +132,7 @@ def _write_comparison(run: Path, module: DistillationModule, train: ImageSet) ->
 
 
 def _find(trainer: L.Trainer, kind: type[_C]) -> _C:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, kind):
-            return callback
-    raise UserError(f"ClosingTable needs the callback {kind.__name__} in trainer.callbacks.")
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
 
 
 def _print(rows: list[_Row], minutes: dict[str, float], run: Path) -> None:

@@ -29,14 +29,14 @@ class Evaluation(L.Callback):
         self.training = training
         self.num_students = num_students
 
-    def train_students(self, module: DistillationModule, sets: Sequence[Indexable]) -> Classifiers:
-        """Students trained in the way of this evaluation, one on each of ``sets``."""
-        return train_students(module.network, sets, self.training, module.stream.at("evaluation"), module.device)
+    def train_students(self, module: DistillationModule, sets: Sequence[Indexable], training: Training) -> Classifiers:
+        """The students of this evaluation, one on each of ``sets``, trained as ``training`` says."""
+        return train_students(module.network, sets, training, module.stream.at("evaluation"), module.device)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(DistillationModule, pl_module)
         synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.labels)
-        self._students = self.train_students(module, [synthetic] * self.num_students)
+        self._students = self.train_students(module, [synthetic] * self.num_students, self.training)
 
     def on_validation_batch_end(
         self,
@@ -62,3 +62,6 @@ class Evaluation(L.Callback):
         accuracies = self._students.accuracies()
         module.log(f"{stage}/accuracy", accuracies.mean())
         module.log(f"{stage}/accuracy_std", accuracies.std())
+        if module.trainer.state.fn != "fit":
+            mean, std = 100 * float(accuracies.mean()), 100 * float(accuracies.std())
+            print(f"{stage} accuracy {mean:.2f} +- {std:.2f} % ({len(accuracies)} students)")

@@ -8,6 +8,7 @@ import torch
 
 import mim4dd_pl
 from mim4dd_pl.artefact import Distilled, to_facts, write_distilled
+from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.modules import DistillationModule
 
@@ -48,16 +49,20 @@ class Export(L.Callback):
             self.best_accuracy = float("-inf")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if trainer.state.fn != "fit":
             return
         module = cast(DistillationModule, pl_module)
-        accuracy = float(trainer.callback_metrics.get("validation/accuracy", torch.tensor(float("-inf"))))
-        std = float(trainer.callback_metrics.get("validation/accuracy_std", torch.tensor(0.0)))
+        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        accuracy = float(trainer.callback_metrics["validation/accuracy"])
+        std = float(trainer.callback_metrics["validation/accuracy_std"])
         distilled = distilled_of(
             trainer,
             pl_module,
             validation_accuracy=f"{accuracy:.4f} +- {std:.4f}",
             network=module.network.name,
+            students=repr(next(c.training for c in trainer.callbacks if isinstance(c, Evaluation))),  # type: ignore[attr-defined]
+            objective=repr(module.objective),
+            training_images=data.train.fingerprint(),
             information_term="off" if module.information is None else type(module.information.critic).__name__,
             seed=module.stream.seed,
             versions=f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, lightning {L.__version__}",

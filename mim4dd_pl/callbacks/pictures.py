@@ -14,12 +14,13 @@ class Pictures(L.Callback):
     """A grid of the synthetic images and a histogram of their pixels, at every validation during a fit."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if trainer.state.fn != "fit":
             return
         module = cast(DistillationModule, pl_module)
         per_class = module.synthetic.images_per_class
         grid = sheet(distilled_of(trainer, pl_module).pixels(), per_row=per_class if per_class > 1 else 10)
+        step = trainer.global_step - 1  # Lightning counts the scalars of the same moment from zero
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("synthetic/images", grid, trainer.global_step)
-                logger.experiment.add_histogram("synthetic/pixels", module.synthetic.images, trainer.global_step)
+                logger.experiment.add_image("synthetic/images", grid, step)
+                logger.experiment.add_histogram("synthetic/pixels", module.synthetic.images, step)

@@ -44,6 +44,10 @@ class StepProgress(ProgressBar):
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, report=_report(trainer))
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, report="training students to evaluate ...")
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._bar is not None or not self._enabled or trainer.state.fn != "fit":
             return

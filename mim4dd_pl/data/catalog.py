@@ -1,6 +1,7 @@
 """Where images come from: data sets decoded once to uint8."""
 
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +11,15 @@ import torch
 import torchvision
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from mim4dd_pl.data.sets import stratified_split
 from mim4dd_pl.errors import DataError
 from mim4dd_pl.shapes import ImageShape
+
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise at a file that is not what it says."""
 
 
 class Pixels(NamedTuple):
@@ -81,12 +86,12 @@ class MNIST(Source):
         for train in (True, False):
             try:
                 data = torchvision.datasets.MNIST(self.root, train=train, download=self.download)
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, ValueError, AssertionError) as error:
                 raise DataError(
                     f"No MNIST in {self.root} ({_first_line(error)}). Set data.source.download to true where there is "
                     "a network, or data.source.root to the folder that holds MNIST/raw."
                 ) from error
-            images = _resize(data.data[:, None], self.image_shape[1])
+            images = _square(data.data[:, None], self.image_shape[1])
             splits.append(Pixels(images, data.targets.long()))
         return splits[0], splits[1]
 
@@ -99,7 +104,7 @@ class Npz(Source):
 
     Args:
         path: The file.
-        image_size: Side in pixels to resize to; as stored by default, which must then be square.
+        image_size: Side in pixels of the result, cut to the centre square; as stored by default, then square already.
     """
 
     name = "npz"
@@ -118,12 +123,19 @@ class Npz(Source):
                     f"x_test, y_test; it has {', '.join(sorted(file)) or 'nothing'}."
                 )
             labels = self._labels(file, self._keys[1])
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(labels):
+            raise DataError(
+                f"{self._keys[1]} of {self.path} lie in {int(labels.min())}..{int(labels.max())}, expected 0..C-1 with "
+                f"fewer classes than its {len(labels)} images."
+            )
         shape = self._stored_shape()
         _check_image_size(image_size)
         if image_size is None and shape[1] != shape[2]:
             raise DataError(f"{self.path} holds images of {shape[1]}x{shape[2]}: set data.source.image_size.")
-        side = image_size or shape[1]
-        self.image_shape = (shape[3] if len(shape) == 4 else 1, side, side)
+        side, channels = image_size or shape[1], shape[3] if len(shape) == 4 else 1
+        if channels not in (1, 3):
+            raise DataError(f"{self.path} holds images of {channels} channels, expected 1 or 3.")
+        self.image_shape = (channels, side, side)
         self.classes = tuple(str(label) for label in range(int(labels.max()) + 1))
 
     def load(self) -> tuple[Pixels, Pixels]:
@@ -141,15 +153,22 @@ class Npz(Source):
                 labels = self._labels(file, labels_key)
                 if len(labels) != len(pixels):
                     raise DataError(f"{self.path} has {len(pixels)} {images_key} and {len(labels)} {labels_key}.")
-                splits.append(Pixels(_resize(pixels, self.image_shape[1]), labels))
-        return splits[0], splits[1]
+                splits.append(Pixels(pixels, labels))
+        train, test = splits
+        if train.images.shape[1:] != test.images.shape[1:]:
+            raise DataError(
+                f"{self.path} holds training images of {tuple(train.images.shape[1:])} and test images of "
+                f"{tuple(test.images.shape[1:])}, expected one shape."
+            )
+        side = self.image_shape[1]
+        return Pixels(_square(train.images, side), train.labels), Pixels(_square(test.images, side), test.labels)
 
     def _open(self) -> "np.lib.npyio.NpzFile":
         try:
             file = np.load(self.path, allow_pickle=False)
         except FileNotFoundError:
             raise DataError(f"No such file: {self.path} (data.source.path).") from None
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise DataError(f"{self.path} is no readable .npz file: {_first_line(error)}") from error
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise DataError(f"{self.path} is a single array, expected a .npz file.")
@@ -157,8 +176,8 @@ class Npz(Source):
 
     def _array(self, file: "np.lib.npyio.NpzFile", key: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
         try:
-            return file[key]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            return np.asarray(file[key])
+        except _UNREADABLE as error:
             raise DataError(f"{key} of {self.path} cannot be read: {_first_line(error)}") from error
 
     def _labels(self, file: "np.lib.npyio.NpzFile", key: str) -> Tensor:
@@ -180,10 +199,13 @@ class Npz(Source):
 
     def _stored_shape(self) -> tuple[int, ...]:
         key = self._keys[0]
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as member:
-            version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape: tuple[int, ...] = read(member)[0]
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape: tuple[int, ...] = read(member)[0]
+        except _UNREADABLE as error:
+            raise DataError(f"{key} of {self.path} cannot be read: {_first_line(error)}") from error
         if len(shape) not in (3, 4):
             raise DataError(f"{key} of {self.path} must have shape (N, h, w) or (N, h, w, c), got {shape}.")
         return shape
@@ -207,7 +229,7 @@ class ImageFolder(Source):
         train = self.root / "train"
         if not train.is_dir():
             raise DataError(f"No folder {train}: data.source.root needs train/<class>/ and test/<class>/ (or val/).")
-        self.classes = tuple(sorted(folder.name for folder in train.iterdir() if folder.is_dir()))
+        self.classes = _class_folders(train)
         held_out = [self.root / name for name in ("test", "val") if (self.root / name).is_dir()]
         if not held_out:
             raise DataError(f"{self.root} has neither test/ nor val/ beside train/: one must hold the test images.")
@@ -218,23 +240,35 @@ class ImageFolder(Source):
         return train, test
 
     def _decode(self, folder: Path) -> Pixels:
+        if (classes := _class_folders(folder)) != self.classes:
+            odd = sorted(set(classes) ^ set(self.classes))
+            raise DataError(f"{folder} and {self._folders[0]} differ in the classes {', '.join(odd)}.")
+        number = {name: label for label, name in enumerate(self.classes)}
         try:
-            listing = torchvision.datasets.ImageFolder(str(folder))
+            samples = make_dataset(str(folder), number, is_valid_file=_is_picture)
         except (FileNotFoundError, RuntimeError) as error:
             raise DataError(f"{folder}: {_first_line(error)}") from error
-        if tuple(listing.classes) != self.classes:
-            odd = sorted(set(listing.classes) ^ set(self.classes))
-            raise DataError(f"{folder} and {self._folders[0]} differ in the classes {', '.join(odd)}.")
         side = self.image_shape[1]
-        images = torch.empty(len(listing.samples), 3, side, side, dtype=torch.uint8)
-        for row, (path, _) in enumerate(listing.samples):
+        images = torch.empty(len(samples), 3, side, side, dtype=torch.uint8)
+        for row, (path, _) in enumerate(samples):
             try:
                 with Image.open(path) as picture:
+                    if picture.mode[0] in "IF":
+                        # Pillow would cut more than 8 bits to white.
+                        raise DataError(f"{path} has pixels of mode {picture.mode}, expected 8 bits a channel.")
                     pixels = transforms.pil_to_tensor(picture.convert("RGB"))
             except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
                 raise DataError(f"{path} cannot be read as an image: {_first_line(error)}") from error
-            images[row] = transforms.center_crop(_resize(pixels, side), [side, side])
-        return Pixels(images, torch.tensor(listing.targets, dtype=torch.int64))
+            images[row] = _square(pixels, side)
+        return Pixels(images, torch.tensor([label for _, label in samples], dtype=torch.int64))
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
+
+
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith(IMG_EXTENSIONS) and not Path(path).name.startswith(".")
 
 
 def _check_image_size(image_size: int | None) -> None:
@@ -242,12 +276,12 @@ def _check_image_size(image_size: int | None) -> None:
         raise ValueError(f"data.source.image_size must lie in 4..1024 pixels, got {image_size}.")
 
 
-def _resize(images: Tensor, side: int) -> Tensor:
-    """uint8 images (..., c, h, w) with the shorter side at ``side`` pixels."""
-    if min(images.shape[-2:]) == side:
-        return images
-    resized: Tensor = transforms.resize(images, [side], antialias=True)
-    return resized
+def _square(images: Tensor, side: int) -> Tensor:
+    """uint8 images (..., c, h, w), resized so that the shorter side fits and cut to the centre square."""
+    if min(images.shape[-2:]) != side:
+        images = transforms.resize(images, [side], antialias=True)
+    square: Tensor = transforms.center_crop(images, [side, side])
+    return square
 
 
 def _first_line(error: BaseException) -> str:

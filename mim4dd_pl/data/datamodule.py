@@ -69,6 +69,8 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {validation_fraction}.")
         if evaluation_batch_size < 1:
             raise ValueError(f"data.evaluation_batch_size must be at least 1, got {evaluation_batch_size}.")
+        if split_seed < 0:
+            raise ValueError(f"data.split_seed must be at least 0, got {split_seed}.")
         self.source = source
         self.validation_fraction = validation_fraction
         self.max_train_images = max_train_images
@@ -94,6 +96,8 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self._loaded:
             return
+        if self.num_classes < 2:
+            raise DataError(f"{self.source.name} has {self.num_classes} class, at least 2 are needed.")
         train, test = self.source.load()
         for split, pixels in (("training", train), ("test", test)):
             self._check(split, pixels)
@@ -109,10 +113,16 @@ class ImageDataModule(L.LightningDataModule):
             if self.max_train_images < len(kept):
                 _, part = stratified_split(train.labels[kept], self.max_train_images, self.split_seed)
                 kept = kept[part]
+        left = torch.bincount(train.labels[kept], minlength=self.num_classes)
+        if int(left.min()) == 0:
+            raise DataError(
+                f"{self.source.name}: class {self.source.classes[int(left.argmin())]} has no training images left "
+                "beside the validation images: lower data.validation_fraction or raise data.max_train_images."
+            )
         mean, std = statistics(train.images[kept])
-        self.train = ImageSet(train.images[kept], train.labels[kept], mean, std)
-        self.validation = ImageSet(train.images[held], train.labels[held], mean, std)
-        self.test = ImageSet(test.images, test.labels, mean, std)
+        self.train = ImageSet(train.images[kept], train.labels[kept], mean, std, self.num_classes)
+        self.validation = ImageSet(train.images[held], train.labels[held], mean, std, self.num_classes)
+        self.test = ImageSet(test.images, test.labels, mean, std, self.num_classes)
         self._loaded = True
 
     def train_dataloader(self) -> _Steps:
@@ -139,5 +149,6 @@ class ImageDataModule(L.LightningDataModule):
         if split == "training" and int(counts.min()) < 2:
             label = self.source.classes[int(counts.argmin())]
             raise DataError(
-                f"{self.source.name}: class {label} has {int(counts.min())} training images, at least 2 are needed."
+                f"{self.source.name}: class {label} has {int(counts.min())} training images, at least 2 are needed "
+                "(labels count from 0)."
             )

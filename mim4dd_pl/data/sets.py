@@ -56,12 +56,14 @@ class ImageSet:
         labels: Shape (N,), int64 in 0..C-1.
         mean: Of the training images over N, h, w with pixels in [0, 1], shape (c,).
         std: Likewise, shape (c,), positive.
+        num_classes: C.
     """
 
     images: Tensor
     labels: Tensor
     mean: Tensor
     std: Tensor
+    num_classes: int
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,7 +80,13 @@ class ImageSet:
 
     def to(self, device: torch.device) -> "ImageSet":
         """The same split on ``device``."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
 
     def per_class(self, count: int, generator: torch.Generator) -> Tensor:
         """Indices of ``count`` random images of each class without replacement, class by class, shape (C * count,).
@@ -89,7 +97,7 @@ class ImageSet:
         labels = self.labels.cpu()
         order = torch.randperm(len(labels), generator=generator)
         chosen = []
-        for label in range(int(labels.max()) + 1):
+        for label in range(self.num_classes):
             members = order[labels[order] == label]
             if len(members) < count:
                 raise DataError(
@@ -140,7 +148,7 @@ def stratified_split(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, 
         Two sorted index tensors that are disjoint and together all of 0..N-1.
 
     Raises:
-        DataError: If a class has too few images to be in both parts.
+        DataError: If a part is smaller than the number of classes, or a class has a single image.
     """
     from sklearn.model_selection import train_test_split  # slow to import, and needed here only
 
@@ -149,5 +157,8 @@ def stratified_split(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, 
             np.arange(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed
         )
     except ValueError as error:
-        raise DataError(f"{len(labels)} images cannot be split in {held_out} and the rest: {error}") from error
+        raise DataError(
+            f"{len(labels)} images cannot be split in {held_out} and the rest ({error}): see data.validation_fraction "
+            "and data.max_train_images."
+        ) from error
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))

@@ -169,16 +169,17 @@ class DistillationModule(L.LightningModule):
         factor = self._information_factor(mean)
         gradient = mean.host_images + factor * mean.information_images
         length = gradient.norm()
-        if not torch.isfinite(length + mean.host_loss):
+        lr_gradient = mean.host_lr + factor * mean.information_lr
+        if not torch.isfinite(length + mean.host_loss + lr_gradient):
             raise DivergenceError(
                 f"The matching loss is {mean.host_loss:.3g} and the pixel gradient {length:.3g} at step {step}, with a "
-                f"student lr of {float(self.synthetic.student_lr.detach()):.3g}: lower model.lr_images or "
-                "model.lr_student_lr, or set model.image_gradient_clip. The last checkpoint is from before this step."
+                f"student lr of {float(self.synthetic.student_lr.detach()):.3g}: lower model.lr_images, "
+                "model.lr_student_lr or the weight of a literal information term, or set model.image_gradient_clip."
             )
         if self.image_gradient_clip is not None:
             gradient = clip_norm(gradient, self.image_gradient_clip)
         self.synthetic.images.grad = gradient
-        self.synthetic.student_lr.grad = mean.host_lr + factor * mean.information_lr
+        self.synthetic.student_lr.grad = lr_gradient
         self._step_optimizers(mean.information_parameters)
         self.synthetic.project()
         self._log_step(mean, factor, length)
@@ -257,7 +258,9 @@ class DistillationModule(L.LightningModule):
         }
         if self.information is not None:
             values["train/information_loss"] = mean.information_loss
-            values["train/image_gradient_information"] = factor * mean.information_images.norm()
+            values["train/image_gradient_information"] = mean.information_images.norm()
+            values["train/information_factor"] = factor
+            values["train/bound_nats_ceiling"] = torch.tensor(self.information.ceiling)
             for number, bound in enumerate(mean.bounds, start=1):
                 values[f"train/bound_nats_layer{number}"] = bound
         self.log_dict(values, batch_size=1)

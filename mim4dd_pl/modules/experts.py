@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.evaluation import Classifiers
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 from mim4dd_pl.population import Experts
@@ -32,6 +33,8 @@ def train_expert(
 ) -> float:
     """Train one expert, keep its trajectory, and return its accuracy on the validation images."""
     trajectory = experts.train(expert, network, data.train.to(device), device)
+    if not torch.isfinite(trajectory).all():
+        raise DivergenceError(f"Expert {expert + 1} diverged: lower model.experts.training.lr.")
     store.add(expert, trajectory)
     classifier = Classifiers(network, [trajectory[-1].to(device)])
     for batch in data.validation.to(device).batches(data.evaluation_batch_size):

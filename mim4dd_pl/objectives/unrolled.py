@@ -52,6 +52,13 @@ class TrajectoryMatching(Objective):
         self.augment = augment
         self.unroll = ExactUnroll() if unroll is None else unroll
 
+    def __repr__(self) -> str:
+        return (
+            f"TrajectoryMatching(unroll_steps={self.unroll_steps}, expert_epochs={self.expert_epochs}, "
+            f"max_start_epoch={self.max_start_epoch}, synthetic_batch_size={self.synthetic_batch_size}, "
+            f"augment={self.augment}, unroll={type(self.unroll).__name__})"
+        )
+
     def check(self, num_images: int) -> None:
         if self.synthetic_batch_size is not None and self.synthetic_batch_size > num_images:
             raise ValueError(
