@@ -48,6 +48,13 @@ def test_every_operation_is_drawn(images: Tensor, stream: Stream) -> None:
     assert seen == set(OPERATIONS)
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_parameters_are_drawn_per_image(name: str, images: Tensor, stream: Stream) -> None:
+    operation, same = OPERATIONS[name], images[:1].expand(8, -1, -1, -1)
+    augmented = operation(same, operation.draw(8, stream.generator()).double())
+    assert any(not torch.equal(augmented[0], other) for other in augmented[1:])
+
+
 def test_drawing_leaves_the_global_generator_alone(images: Tensor, stream: Stream) -> None:
     before = torch.get_rng_state()
     DSA()(images, stream)

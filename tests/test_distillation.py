@@ -17,6 +17,7 @@ from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.networks import ConvNet
 from mim4dd_pl.objectives import TrajectoryMatching
 from mim4dd_pl.population import Experts, Training
+from mim4dd_pl.randomness import Stream
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,6 @@ def test_the_term_joins_by_its_share_or_by_its_weight(
 ) -> None:
     information = partial(InformationTerm, weight=0.3, balance=kind, critic=SigmoidCritic())
     before, after = initial(data, experts, information=information), fit(data, experts, information=information)
-    first = first_gradients(before)
     # Zero learning rates froze the pixels, not the heads: take those that the first step saw.
     with before.stream.at("heads").as_global():
         before.information = information(before.network.layer_shapes(), 10)
@@ -140,6 +140,65 @@ def test_a_run_that_leaves_the_finite_numbers_ends_with_advice(data: ImageDataMo
         fit(data, experts, steps=20, lr_images=1e30)
 
 
-def test_noise_does_not_look_at_real_images(data: ImageDataModule, experts: Experts, tmp_path: Path) -> None:
+def test_noise_is_drawn_and_not_taken_from_real_images(data: ImageDataModule, experts: Experts) -> None:
     module = initial(data, experts, init="noise")
-    assert float(module.synthetic.images.detach().std()) == pytest.approx(1, abs=0.1)
+    generator = module.stream.at("initial images").generator()
+    assert torch.equal(module.synthetic.images, torch.randn(10, 1, 8, 8, generator=generator))
+
+
+def test_the_student_lr_stays_at_its_floor_when_a_step_would_take_it_below(
+    data: ImageDataModule, experts: Experts
+) -> None:
+    module = fit(data, experts, lr_student_lr=1e6, min_student_lr=0.05, steps=2)
+    assert float(module.synthetic.student_lr.detach()) >= 0.05
+    assert float(initial(data, experts).synthetic.student_lr.detach()) == pytest.approx(0.1)
+
+
+def test_momentum_carries_a_step_over_to_the_next(data: ImageDataModule, experts: Experts) -> None:
+    """Second step: velocity 0.5 g1 + g2, so the pixels move by g1 + (0.5 g1 + g2) in all."""
+    before, once, twice = initial(data, experts), fit(data, experts), fit(data, experts, steps=2)
+    g1 = (before.synthetic.images - once.synthetic.images).detach()
+    g2 = once._segment_gradients(1, 0).host_images
+    torch.testing.assert_close(before.synthetic.images - twice.synthetic.images, 1.5 * g1 + g2)
+
+
+def test_the_student_lr_learns_from_the_term_too(data: ImageDataModule, experts: Experts) -> None:
+    information = partial(InformationTerm, networks="student", through_student=True, balance="literal", weight=0.5)
+    before = initial(data, experts, information=information)
+    after = fit(data, experts, information=information, lr_student_lr=1e-5)
+    with before.stream.at("heads").as_global():
+        before.information = information(before.network.layer_shapes(), 10)
+    first = first_gradients(before)
+    moved = (before.synthetic.student_lr - after.synthetic.student_lr).detach()
+    assert abs(float(first.information_lr)) > 0.1 * abs(float(first.host_lr))
+    torch.testing.assert_close(moved, 1e-5 * (first.host_lr + 0.5 * first.information_lr), rtol=1e-3, atol=1e-7)
+
+
+def test_segments_start_at_every_allowed_epoch_of_every_expert(data: ImageDataModule, experts: Experts) -> None:
+    module = initial(data, experts)
+    seen = set()
+    for step in range(60):
+        module._load_segment(0, module.stream.at("segment", step, 0, "expert"))
+        for expert in range(2):
+            for epoch in range(2):
+                segment = module.store.segment(expert, epoch, 1)
+                if torch.equal(module.segment_start[0], segment.start):
+                    assert torch.equal(module.segment_target[0], segment.target)
+                    seen.add((expert, epoch))
+    assert len(seen) == 4
+
+
+def test_the_real_batch_has_a_stream_of_its_own(data: ImageDataModule, experts: Experts) -> None:
+    """The term sees other real images at every step and the same ones at the same step."""
+    module = initial(data, experts, information=InformationTerm)
+    losses = [float(module._segment_gradients(step, 0).information_loss) for step in (0, 1, 0)]
+    assert losses[0] == losses[2] != losses[1]
+    names = [Stream(0).at("segment", 0, 0, name).key for name in ("expert", "inner loop", "real batch")]
+    assert len(set(names)) == 3
+
+
+def test_a_diverged_expert_is_not_kept(data: ImageDataModule, tmp_path: Path) -> None:
+    experts = Experts(str(tmp_path / "experts"), Training(epochs=2, batch_size=50, lr=1e20), num_experts=1)
+    with pytest.raises(DivergenceError, match=r"Expert 1 diverged: lower model\.experts\.training\.lr"):
+        fit(data, experts)
+    assert not (tmp_path / "experts").exists()

@@ -85,18 +85,34 @@ def test_validate_and_test_repeat_what_the_run_reported(
     monkeypatch.chdir(tmp_path)
 
     def printed(stage: str) -> float:
-        found = re.search(rf"{stage}/accuracy\W+([0-9.]+)", capsys.readouterr().out)
+        found = re.search(rf"^{stage} accuracy ([0-9.]+) \+- [0-9.]+ % \(5 students\)$", capsys.readouterr().out, re.M)
         assert found is not None
         return float(found[1])
 
     assert main(["test", *recipe, "--ckpt_path=last"]) == 0
-    assert printed("test") == pytest.approx(results["distilled"]["accuracy"])
+    assert printed("test") == pytest.approx(100 * results["distilled"]["accuracy"], abs=0.005)
     assert main(["validate", *recipe, f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     reported = DistilledDataset(run / "distilled/last").facts["validation accuracy"]
-    assert f"{printed('validation'):.4f}" == reported.split()[0]
+    assert printed("validation") == pytest.approx(100 * float(reported.split()[0]), abs=0.01)
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
     assert len(list(run.glob("events.*"))) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_best_is_the_first_of_the_best_validations(run: Path) -> None:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    accuracies = [event.value for event in events.Scalars("validation/accuracy")]
+    best, last = (DistilledDataset(run / "distilled" / which).facts for which in ("best", "last"))
+    assert int(best["outer steps"]) == 40 * (1 + accuracies.index(max(accuracies)))
+    assert int(last["outer steps"]) == 80
+
+
+def test_the_card_says_how_to_train_on_the_set(run: Path) -> None:
+    card = (run / "distilled/best/README.md").read_text()
+    assert "Training(epochs=300, batch_size=256, lr=0.01, momentum=0.9, weight_decay=0.0005" in card
+    assert "DSA(crop, scale, rotate)" in card
+    assert "TrajectoryMatching(unroll_steps=20" in card
 
 
 def test_tensorboard_has_the_curves_and_the_pictures(run: Path) -> None:
@@ -105,7 +121,7 @@ def test_tensorboard_has_the_curves_and_the_pictures(run: Path) -> None:
     names = {"train/matching_loss", "train/student_lr", "train/information_loss", "train/bound_nats_layer2"}
     names |= {"train/image_gradient_host", "train/image_gradient_information", "validation/accuracy"}
     assert names <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Images("synthetic/images")] == [40, 80]
+    assert [event.step for event in events.Images("synthetic/images")] == [39, 79]
     assert [event.step for event in events.Scalars("validation/accuracy")] == [39, 79]
 
 
