@@ -163,15 +163,15 @@ def test_momentum_carries_a_step_over_to_the_next(data: ImageDataModule, experts
 
 
 def test_the_student_lr_learns_from_the_term_too(data: ImageDataModule, experts: Experts) -> None:
-    information = partial(InformationTerm, networks="student", through_student=True, balance="literal", weight=0.5)
+    information = partial(InformationTerm, networks="student", through_student=True, balance="literal", weight=100.0)
     before = initial(data, experts, information=information)
     after = fit(data, experts, information=information, lr_student_lr=1e-5)
     with before.stream.at("heads").as_global():
         before.information = information(before.network.layer_shapes(), 10)
     first = first_gradients(before)
     moved = (before.synthetic.student_lr - after.synthetic.student_lr).detach()
-    assert abs(float(first.information_lr)) > 0.1 * abs(float(first.host_lr))
-    torch.testing.assert_close(moved, 1e-5 * (first.host_lr + 0.5 * first.information_lr), rtol=1e-3, atol=1e-7)
+    assert abs(100.0 * float(first.information_lr)) > 0.1 * abs(float(first.host_lr))
+    torch.testing.assert_close(moved, 1e-5 * (first.host_lr + 100.0 * first.information_lr), rtol=1e-3, atol=1e-7)
 
 
 def test_segments_start_at_every_allowed_epoch_of_every_expert(data: ImageDataModule, experts: Experts) -> None:
