@@ -27,9 +27,9 @@ from mim4dd_pl.recipes import (
     check_keys,
     check_limits,
     check_links,
-    check_same_recipe,
     check_trainer,
-    newest_checkpoint,
+    difference,
+    newest_first,
     reason_of,
     settings_of,
 )
@@ -165,17 +165,32 @@ class DistillationCLI(LightningCLI):
         return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
 
     def _continue_run(self, config: Any) -> None:
-        """Find the checkpoint, refuse one of another recipe, and go on in the folder of its run."""
+        """Find a checkpoint of this very recipe, and go on in the folder of its run.
+
+        ``last`` is the newest run of the recipe; runs with other settings may lie beside it.
+        """
         logger = getattr(config.trainer.logger, "init_args", None)
         runs = Path(logger.save_dir) / (logger.name or "") if logger is not None else None
+        candidates = [Path(config.ckpt_path)]
         if config.ckpt_path == "last":
             if runs is None:
                 raise UserError("--ckpt_path last needs trainer.logger with a save_dir; give a .ckpt file instead.")
-            config.ckpt_path = str(newest_checkpoint(runs))
-        checkpoint = Path(config.ckpt_path)
-        kept = AtomicCheckpointIO().load_checkpoint(checkpoint)
-        check_same_recipe(checkpoint, kept, settings_of(self._parser(self.subcommand), config), KeepRecipe.__qualname__)
-        run = checkpoint.resolve().parent.parent
+            candidates = newest_first(runs)
+            if not candidates:
+                raise StoredFileError(f"No run to resume in {runs}: start one without --ckpt_path.")
+        settings = settings_of(self._parser(self.subcommand), config)
+        reasons = []
+        for path in candidates:
+            reason = difference(AtomicCheckpointIO().load_checkpoint(path), settings, KeepRecipe.__qualname__)
+            if reason is None:
+                break
+            reasons.append(f"{path} {reason}")
+        else:
+            raise StoredFileError(
+                f"{reasons[0]}: go on with the setting of the checkpoint, or start a new run without --ckpt_path."
+            )
+        config.ckpt_path = str(path)
+        run = path.resolve().parent.parent
         if runs is not None and run.parent == runs.resolve() and run.name.startswith("version_"):
             config.trainer.logger.init_args.version = int(run.name.removeprefix("version_"))
 

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from mim4dd_pl import callbacks, modules
 from mim4dd_pl.data import Source
-from mim4dd_pl.errors import StoredFileError, UserError
+from mim4dd_pl.errors import UserError
 from mim4dd_pl.information import Critic, InformationTerm
 from mim4dd_pl.networks import Network
 from mim4dd_pl.objectives import Objective
@@ -108,36 +108,29 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key.rpartition(".")[2] not in ("root", "path", "download")}
 
 
-def newest_checkpoint(runs: Path) -> Path:
-    """The checkpoint of the newest run in a folder of runs.
+def difference(checkpoint: dict[str, Any], settings: dict[str, Any], keeper: str) -> str | None:
+    """What keeps a checkpoint from going on with these settings, in words; None if nothing does.
 
-    Raises:
-        StoredFileError: If there is no run, or the newest one has no checkpoint yet.
+    Args:
+        checkpoint: As it was read.
+        settings: Of the recipe at hand, from :func:`settings_of`.
+        keeper: Name of the callback that keeps the settings of a run in its checkpoints.
     """
-    versions = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdigit()]
-    if not versions:
-        raise StoredFileError(f"No run to resume in {runs}: start one without --ckpt_path.")
-    newest = max(versions, key=lambda path: int(path.name.removeprefix("version_")))
-    if not (newest / "checkpoints/last.ckpt").is_file():
-        raise StoredFileError(
-            f"The newest run, {newest}, has no checkpoint yet: start again without --ckpt_path (finished experts are "
-            "kept), or give the .ckpt file of an older run."
-        )
-    return newest / "checkpoints/last.ckpt"
-
-
-def check_same_recipe(path: Path, checkpoint: dict[str, Any], settings: dict[str, Any], keeper: str) -> None:
-    """Refuse a checkpoint of another program or of another recipe, naming the first setting that differs."""
     kept = checkpoint.get("callbacks", {}).get(keeper) if isinstance(checkpoint, dict) else None
     if kept is None or not {"state_dict", "optimizer_states", "loops", "global_step"} <= checkpoint.keys():
-        raise StoredFileError(f"{path} is no checkpoint of `mim4dd fit`. Give another one, or --ckpt_path last.")
+        return "is no checkpoint of `mim4dd fit`"
     for key in sorted(kept.keys() | settings.keys()):
         then, now = kept.get(key, "not set"), settings.get(key, "not set")
         if then != now:
-            raise StoredFileError(
-                f"{path} was made with {key.replace('.init_args', '')} {then}, this recipe has {now}: go on with the "
-                "setting of the checkpoint, or start a new run without --ckpt_path."
-            )
+            return f"was made with {key.replace('.init_args', '')} {then}, this recipe has {now}"
+    return None
+
+
+def newest_first(runs: Path) -> list[Path]:
+    """The checkpoints in a folder of runs, those of the newest run first."""
+    versions = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdigit()]
+    versions.sort(key=lambda path: int(path.name.removeprefix("version_")), reverse=True)
+    return [path for run in versions if (path := run / "checkpoints/last.ckpt").is_file()]
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -172,7 +172,16 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended(finished: Path, tmp_pa
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
-def test_a_newest_run_without_a_checkpoint_is_not_passed_over(finished: Path, tmp_path: Path) -> None:
+def test_last_is_the_newest_run_of_this_recipe(finished: Path, tmp_path: Path) -> None:
+    """Beside it lie a run with another setting, one that died before its first checkpoint, and something else."""
     shutil.copytree(finished, tmp_path / "copy")
-    (tmp_path / "copy/digits/version_1").mkdir()
-    assert main([*RECIPE, *in_folder(tmp_path / "copy"), "--ckpt_path=last"]) == 4
+    arguments = [*RECIPE, *in_folder(tmp_path / "copy")]
+    assert main([*arguments, "--model.init_args.lr_images=0.5"]) == 0
+    runs = tmp_path / "copy/digits"
+    for name in ("version_2", "version_7_old"):
+        (runs / name).mkdir()
+    other = (runs / "version_1/checkpoints/last.ckpt").read_bytes()
+    assert main([*arguments, "--ckpt_path=last"]) == 0
+    assert (runs / "version_1/checkpoints/last.ckpt").read_bytes() == other
+    assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1", "version_2", "version_7_old"]
+    assert not list((runs / "version_2").iterdir())
