@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim4dd_pl.networks import ConvNet, FlatNetwork
+from mim4dd_pl.networks import ConvNet, FlatNetwork, Network
 from mim4dd_pl.population import Training
 from mim4dd_pl.randomness import Stream
 
@@ -39,3 +39,10 @@ def training() -> Training:
 def randn(stream: Stream, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard normal numbers of ``shape`` from ``stream``."""
     return torch.randn(*shape, generator=stream.generator(), dtype=dtype)
+
+
+def to_module(network: FlatNetwork, theta: Tensor) -> Network:
+    """The same network as a module with parameters of its own, which hold a copy of ``theta``."""
+    module = network.factory(network.image_shape, network.num_classes)
+    module.load_state_dict({name: part.clone() for name, part in network.unflatten(theta).items()})
+    return module.to(theta)

@@ -7,7 +7,7 @@ import torch
 
 from mim4dd_pl.networks import ConvNet, FlatNetwork
 from mim4dd_pl.randomness import Stream
-from tests.conftest import randn
+from tests.conftest import randn, to_module
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_flat_then_named_then_flat_is_the_identity(network: FlatNetwork, stream:
 
 def test_flat_network_equals_the_module_of_the_same_parameters(network: FlatNetwork, stream: Stream) -> None:
     theta, images = network.initial(stream), randn(stream.at("images"), 5, 1, 4, 4, dtype=torch.float32)
-    module = network.to_module(theta)
+    module = to_module(network, theta)
     assert torch.equal(network.flatten(module), theta)
     torch.testing.assert_close(network(theta, images), module(images))
     for ours, expected in zip(network.layers(theta, images), module.layers(images), strict=True):

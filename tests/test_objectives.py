@@ -11,7 +11,7 @@ from mim4dd_pl.randomness import Stream
 from mim4dd_pl.synthetic import SyntheticImages
 from mim4dd_pl.trajectories import Segment
 from mim4dd_pl.unroll import FullGraphUnroll, Unroll
-from tests.conftest import randn
+from tests.conftest import randn, to_module
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def segment(network: FlatNetwork, stream: Stream) -> Segment:
 
 def transcription(network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Tensor:
     """Algorithm 1 of Cazenavette et al. with a module's named parameters, minibatches of 4 out of 6, N = 3, DSA."""
-    module = network.to_module(segment.start)
+    module = to_module(network, segment.start)
     theta = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
     for i in range(3):
         chosen = torch.randperm(6, generator=stream.at("order", i).generator())[:4]

@@ -13,7 +13,7 @@ from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.population import Experts, Training, train
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.trajectories import TrajectoryStore
-from tests.conftest import randn
+from tests.conftest import randn, to_module
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def images(stream: Stream) -> InMemory:
 )
 def test_training_equals_torchs_sgd(network: FlatNetwork, images: InMemory, training: Training, stream: Stream) -> None:
     theta = network.initial(stream.at("initial")).double()
-    module = network.to_module(theta)
+    module = to_module(network, theta)
     optimizer = torch.optim.SGD(
         module.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
     )

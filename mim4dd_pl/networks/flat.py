@@ -83,10 +83,3 @@ class FlatNetwork:
         with torch.no_grad():
             maps = self._network.layers(torch.zeros(1, *self.image_shape))
         return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
-
-    def to_module(self, theta: Tensor) -> Network:
-        """A trainable ``nn.Module`` of its own that holds a copy of ``theta``, shape (P,)."""
-        with Stream(0).at("overwritten").as_global():
-            network = self.factory(self.image_shape, self.num_classes)
-        network.load_state_dict({name: part.clone() for name, part in self.unflatten(theta).items()})
-        return network.to(theta)
