@@ -10,6 +10,7 @@ import mim4dd_pl
 from mim4dd_pl.artefact import Distilled, to_facts, write_distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.files import restore
 from mim4dd_pl.modules import DistillationModule
 
 
@@ -44,7 +45,9 @@ class Export(L.Callback):
         return Path(trainer.log_dir or trainer.default_root_dir) / "distilled"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not (self.folder(trainer) / "best").exists():
+        best = self.folder(trainer) / "best"
+        restore(best)
+        if not best.exists():
             # A checkpoint that was moved away from its run: the best of this folder is still to come.
             self.best_accuracy = float("-inf")
 
