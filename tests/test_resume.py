@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,19 @@ def test_a_signal_ends_the_run_with_its_code_and_one_line(
     number: signal.Signals, code: int, word: str, tmp_path: Path
 ) -> None:
     program = [sys.executable, "-m", "mim4dd_pl", *RECIPE, *in_folder(tmp_path), "--trainer.max_steps=4000"]
-    run = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert run.stdout is not None
-    while not run.stdout.readline().startswith("step 8/"):
-        assert run.poll() is None
-    run.send_signal(number)
-    _, stderr = run.communicate(timeout=60)
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: the program shall see a terminal's.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        program, cwd=ROOT, text=True, preexec_fn=default, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        try:
+            while not run.stdout.readline().startswith("step 8/"):
+                assert run.poll() is None
+            run.send_signal(number)
+            _, stderr = run.communicate(timeout=60)
+        finally:
+            run.kill()
     assert run.returncode == code
     assert [line for line in stderr.splitlines() if line.startswith("mim4dd")] == [
         f"mim4dd: {word}; a run that has a checkpoint goes on with --ckpt_path last"
