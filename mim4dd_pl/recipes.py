@@ -92,7 +92,7 @@ def check_links(args: Sequence[str]) -> None:
 
 
 def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
-    """What makes a run the run that it is: seed, data and model, as plain types under dotted keys.
+    """What makes a run the run that it is: seed, data and model, as plain types under dotted keys, without nulls.
 
     Where files lie is no part of it: a run may go on on another machine.
     """
@@ -105,7 +105,8 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
 
     settings = {"seed_everything": content["seed_everything"], **flat("data", content["data"])}
     settings.update(flat("model", content["model"]))
-    return {key: value for key, value in settings.items() if key.rpartition(".")[2] not in ("root", "path", "download")}
+    places = ("root", "path", "download")
+    return {key: value for key, value in settings.items() if value is not None and key.rpartition(".")[2] not in places}
 
 
 def difference(checkpoint: dict[str, Any], settings: dict[str, Any], keeper: str) -> str | None:
@@ -120,7 +121,7 @@ def difference(checkpoint: dict[str, Any], settings: dict[str, Any], keeper: str
     if kept is None or not {"state_dict", "optimizer_states", "loops", "global_step"} <= checkpoint.keys():
         return "is no checkpoint of `mim4dd fit`"
     for key in sorted(kept.keys() | settings.keys()):
-        then, now = kept.get(key, "not set"), settings.get(key, "not set")
+        then, now = kept.get(key, "none"), settings.get(key, "none")
         if then != now:
             return f"was made with {key.replace('.init_args', '')} {then}, this recipe has {now}"
     return None

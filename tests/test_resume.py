@@ -157,7 +157,10 @@ def test_finished_experts_are_not_trained_again(
     [
         ("--model.init_args.lr_images=0.5", "model.lr_images 10.0, this recipe has 0.5"),
         ("--model.init_args.images_per_class=2", "model.images_per_class 1, this recipe has 2"),
-        ("--model.information=null", "model.information"),
+        (
+            "--model.information=null",
+            "model.information.class_path mim4dd_pl.information.InformationTerm, this recipe has none",
+        ),
         ("--seed_everything=7", "seed_everything 0, this recipe has 7"),
         ("--data.validation_fraction=0.2", "data.validation_fraction 0.1, this recipe has 0.2"),
     ],
