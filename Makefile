@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types tests format bench clean
+.PHONY: help demo test lint types tests format bench bench-gpu clean
 
 help:  ## List these words
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(VENV)/.installed  ## Set up, then distil the digits: ten images, a table and a picture
 	$(BIN)/mim4dd fit -c configs/distill/digits.yaml -c configs/with/mutual_information.yaml
@@ -27,8 +27,15 @@ format: $(VENV)/.installed-test  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## Measure the memory of the unroll on this machine
-	$(BIN)/python -m benchmarks.memory
+bench: $(VENV)/.installed  ## Measure speed and memory on this machine: the short form, some minutes
+	for benchmark in step experts evaluation information scaling; do \
+		$(BIN)/python -m benchmarks.$$benchmark --short --rounds 3 || exit 1; done
+
+bench-gpu: $(VENV)/.installed  ## The same on a CUDA device
+	$(BIN)/python -m benchmarks.step --device cuda --cases 1x50 10x30 50x10
+	$(BIN)/python -m benchmarks.experts --device cuda --networks 10
+	$(BIN)/python -m benchmarks.evaluation --device cuda --networks 5
+	$(BIN)/python -m benchmarks.information --device cuda
 
 clean:  ## Remove the environment and caches; checkpoints stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -8,8 +8,9 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from mim4dd_pl.data.sets import Batch, Indexable
+from mim4dd_pl.derivatives import Derivatives
 from mim4dd_pl.networks import FlatNetwork
-from mim4dd_pl.population import Training, train
+from mim4dd_pl.population import Training, at_once, train
 from mim4dd_pl.randomness import Stream
 
 
@@ -42,23 +43,24 @@ class Classifiers:
 
 
 def train_students(
-    network: FlatNetwork, sets: Sequence[Indexable], training: Training, stream: Stream, device: torch.device
+    derivatives: Derivatives, sets: Sequence[Indexable], training: Training, stream: Stream, device: torch.device
 ) -> Classifiers:
     """Fresh networks, one trained on each of ``sets``.
 
     Args:
-        network: Their architecture.
-        sets: What each student is trained on, on ``device``; the same set n times for n students of one set.
+        derivatives: Of their loss.
+        sets: What each student is trained on, equally long, on ``device``; the same set n times for n students of one.
         training: How each is trained.
         stream: Decides initialisations, order and augmentation: student number i starts the same whatever its set.
         device: Where they are trained.
     """
-    parameters = []
+    parameters: list[Tensor] = []
     # Lightning validates without gradients, and may do so in inference mode.
     with torch.inference_mode(False):
-        for number, images in enumerate(sets):
-            student = stream.at("student", number)
-            fresh = network.initial(student.at("initial")).to(device)
-            (trained,) = deque(train(network, fresh, images, training, student), maxlen=1)
-            parameters.append(trained)
-    return Classifiers(network, parameters)
+        for numbers in torch.arange(len(sets)).split(at_once(device)):
+            students = [stream.at("student", number) for number in numbers.tolist()]
+            fresh = torch.stack([derivatives.network.initial(student.at("initial")) for student in students])
+            chosen = [sets[number] for number in numbers.tolist()]
+            (trained,) = deque(train(derivatives, fresh.to(device), chosen, training, students), maxlen=1)
+            parameters.extend(trained)
+    return Classifiers(derivatives.network, parameters)

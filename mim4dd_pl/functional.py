@@ -1,21 +1,15 @@
-r"""The formulas as pure functions: trajectory matching, the information term, the exact gradient of the unroll.
+r"""The formulas of the losses as pure functions: trajectory matching and the information term.
 
-Symbols: theta parameters as one vector (P,); x a minibatch of images (B, c, h, w); y its labels (B,); alpha the
-student's learning rate (); C the number of classes; tau a temperature; K the number of layers. Nothing here holds
-state, draws random numbers or knows of Lightning.
+Symbols: theta parameters as one vector (P,); C the number of classes; tau a temperature; K the number of layers.
+Nothing here holds state, draws random numbers or knows of Lightning.
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-
-StepLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(theta, x, y) -> loss of one minibatch, shape ()."""
-
 
 # --- trajectory matching -------------------------------------------------------------------------------------------
 
@@ -59,92 +53,6 @@ def parameter_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor
     if progress == 0:
         raise ValueError("The expert did not move between start and target: there is no progress to measure by.")
     return (student - target).square().sum() / progress
-
-
-# --- the exact gradient of the unroll in constant memory -----------------------------------------------------------
-
-
-class Sweep(NamedTuple):
-    """What one inner step sends back: cotangents of theta_i (P,), of x_i (B, c, h, w) and of alpha ()."""
-
-    theta: Tensor
-    images: Tensor
-    student_lr: Tensor
-
-
-def sgd_step(loss: StepLoss, theta: Tensor, images: Tensor, labels: Tensor, student_lr: Tensor) -> Tensor:
-    r"""One step of plain SGD, without a graph.
-
-    .. math:: \theta_{i+1} = \theta_i - \alpha \nabla_\theta \ell(\theta_i; x_i, y_i)
-
-    Args:
-        loss: :math:`\ell`, differentiable once in theta.
-        theta: Shape (P,).
-        images: x_i, shape (B, c, h, w).
-        labels: y_i, shape (B,).
-        student_lr: alpha, shape ().
-
-    Returns:
-        theta_{i+1}, shape (P,), detached.
-    """
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(theta, images.detach(), labels), theta)
-    return theta.detach() - student_lr.detach() * gradient
-
-
-def sgd_sweep(
-    loss: StepLoss, theta: Tensor, images: Tensor, labels: Tensor, student_lr: Tensor, cotangent: Tensor
-) -> Sweep:
-    r"""Pull a cotangent v of theta_{i+1} back through one step of plain SGD.
-
-    .. math::
-
-        g = \nabla_\theta \ell(\theta_i; x_i, y_i),\quad s = \langle g, v\rangle:\qquad
-        \bar\theta_i = v - \alpha\,\partial s/\partial\theta,\quad
-        \bar x_i = -\alpha\,\partial s/\partial x,\quad \bar\alpha = -s
-
-    Only this step's own graph exists while it runs, so a chain of sweeps over N steps is the exact gradient of the
-    unroll at the memory of one step plus N vectors.
-
-    Args:
-        loss: :math:`\ell`, differentiable twice.
-        theta: theta_i, shape (P,).
-        images: x_i, shape (B, c, h, w).
-        labels: y_i, shape (B,).
-        student_lr: alpha, shape ().
-        cotangent: v, shape (P,).
-
-    Returns:
-        The three cotangents, detached.
-    """
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        images = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(theta, images, labels), theta, create_graph=True)
-        s = gradient @ cotangent.detach()
-        along_theta, along_images = torch.autograd.grad(s, (theta, images))
-    alpha = student_lr.detach()
-    return Sweep(cotangent - alpha * along_theta, -alpha * along_images, -s.detach())
-
-
-def detached_sweep(
-    loss: StepLoss, theta: Tensor, images: Tensor, labels: Tensor, student_lr: Tensor, cotangent: Tensor
-) -> Sweep:
-    r"""As :func:`sgd_sweep`, but blind to how theta_i depends on earlier steps: v passes through unchanged.
-
-    .. math:: \bar\theta_i = v,\quad \bar x_i = -\alpha\,\partial s/\partial x,\quad \bar\alpha = -s
-
-    An approximation, not the gradient of the unroll (TESLA; Cui et al. 2023, arXiv:2211.10586). Arguments and
-    returns as in :func:`sgd_sweep`.
-    """
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        images = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(theta, images, labels), theta, create_graph=True)
-        s = gradient @ cotangent.detach()
-        (along_images,) = torch.autograd.grad(s, images)
-    return Sweep(cotangent, -student_lr.detach() * along_images, -s.detach())
 
 
 # --- the information term ------------------------------------------------------------------------------------------

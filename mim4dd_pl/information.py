@@ -122,7 +122,7 @@ class InformationTerm(nn.Module):
         networks: ``expert`` or ``student``: that network shows the features of both sides. ``own``, the paper's:
             synthetic images go through the student, real ones through the expert.
         through_student: Let the gradient also flow through the student's weights to the images that trained it.
-        real_batch_size: Real images per segment.
+        real_batch_size: Real images per step, dealt to its segments.
         lr: Adam's learning rate for heads and critic.
     """
 

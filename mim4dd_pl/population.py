@@ -1,9 +1,10 @@
 """Training many networks: the experts, and the students that evaluate a synthetic set.
 
-Networks are trained one after another, as pure functions of a flat vector, on batches sliced from memory.
+K networks are trained at once, as pure functions of flat vectors, on batches sliced from memory. A CPU is filled by one
+network, so K is 1 there (see :func:`at_once`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from mim4dd_pl.augment import DSA
 from mim4dd_pl.data.sets import Indexable
-from mim4dd_pl.functional import cross_entropy
+from mim4dd_pl.derivatives import Compile, Derivatives, Work, derivatives
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.randomness import Stream
-from mim4dd_pl.trajectories import TrajectorySpec, TrajectoryStore
+from mim4dd_pl.trajectories import Storage, TrajectorySpec, TrajectoryStore
 
 
 @dataclass(frozen=True)
@@ -52,38 +53,60 @@ class Training:
                 f"and {self.weight_decay}."
             )
 
+    def steps(self, num_images: int) -> int:
+        """Steps of one network on so many images."""
+        return self.epochs * -(-num_images // self.batch_size)
+
+    def work(self, num_images: int, networks: int) -> Work:
+        """What so many networks ask of the derivatives."""
+        return Work(min(self.batch_size, num_images), gradients=networks * self.steps(num_images))
+
     def lr_at(self, epoch: int) -> float:
         """Learning rate of ``epoch``, counted from 0."""
         return self.lr * (0.1 if self.decay_at_half and epoch >= self.epochs // 2 else 1.0)
 
 
+def at_once(device: torch.device) -> int:
+    """How many networks to train at once: one fills a CPU (five at once run at half its speed), not a GPU."""
+    return 1 if device.type == "cpu" else 10
+
+
 def train(
-    network: FlatNetwork, theta: Tensor, images: Indexable, training: Training, stream: Stream
+    derivatives: Derivatives,
+    theta: Tensor,
+    sets: Sequence[Indexable],
+    training: Training,
+    streams: Sequence[Stream],
 ) -> Iterator[Tensor]:
-    """Train one network and show its parameters after every epoch.
+    """Train K networks, each as if it were alone, and show their parameters after every epoch.
 
     Args:
-        network: The architecture.
-        theta: Initial parameters, shape (P,); not changed.
-        images: What to train on, on the device of ``theta``.
+        derivatives: Of their loss.
+        theta: Initial parameters, shape (K, P); not changed.
+        sets: What each is trained on, K of them, equally long, on the device of ``theta``.
         training: How.
-        stream: Decides the order of the images and the augmentation.
+        streams: Decide the order of the images and the augmentation of each.
 
     Yields:
-        Parameters after each epoch, shape (P,), detached; not changed later.
+        Parameters after each epoch, shape (K, P), detached; not changed later.
     """
     velocity = torch.zeros_like(theta)
     for epoch in range(training.epochs):
         lr = training.lr_at(epoch)
-        order = torch.randperm(len(images), generator=stream.at("order", epoch).generator()).to(theta.device)
-        for step, indices in enumerate(order.split(training.batch_size)):
-            x, y = images.batch(indices)
+        orders = [
+            torch.randperm(len(images), generator=stream.at("order", epoch).generator())
+            .to(theta.device)
+            .split(training.batch_size)
+            for images, stream in zip(sets, streams, strict=True)
+        ]
+        for step, chosen in enumerate(zip(*orders, strict=True)):
+            x, y = zip(*(images.batch(indices) for images, indices in zip(sets, chosen, strict=True)), strict=True)
             if training.augment is not None:
-                x = training.augment(x, stream.at("augment", epoch, step))
-            with torch.enable_grad():
-                theta = theta.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(cross_entropy(network(theta, x), y), theta)
-            theta = theta.detach()
+                x = tuple(
+                    training.augment(part, stream.at("augment", epoch, step))
+                    for part, stream in zip(x, streams, strict=True)
+                )
+            gradient = derivatives.gradient(theta, torch.stack(x), torch.stack(y))
             if training.weight_decay:
                 gradient = gradient + training.weight_decay * theta
             velocity = training.momentum * velocity + gradient if training.momentum else gradient
@@ -99,12 +122,14 @@ class Experts:
         root: Folder of their trajectories.
         training: How each is trained.
         num_experts: How many.
+        storage: Type of the stored parameters; ``bfloat16`` halves the space (see docs/method.md for what it costs).
         seed: Of initialisations, order and augmentation; apart from the run's seed, so runs can share experts.
     """
 
     root: str
     training: Training
     num_experts: int = 100
+    storage: Storage = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -123,16 +148,26 @@ class Experts:
             training=repr(self.training),
             epochs=self.training.epochs,
             seed=self.seed,
+            storage=self.storage,
         )
 
     def missing(self, store: TrajectoryStore) -> list[int]:
         """Numbers of the experts that ``store`` still lacks."""
         return [expert for expert in range(self.num_experts) if expert not in store.finished]
 
-    def train(self, expert: int, network: FlatNetwork, images: Indexable, device: torch.device) -> Tensor:
-        """The trajectory of one expert, shape (epochs + 1, P), on the CPU."""
-        stream = Stream(self.seed).at("expert", expert)
-        theta = network.initial(stream.at("initial")).to(device)
+    def derivatives(
+        self, network: FlatNetwork, images: Indexable, compile: Compile, device: torch.device
+    ) -> Derivatives:
+        """What :meth:`train` needs to train the experts."""
+        return derivatives(network, compile, self.training.work(len(images), self.num_experts), device)
+
+    def train(
+        self, experts: Sequence[int], derivatives: Derivatives, images: Indexable, device: torch.device
+    ) -> Tensor:
+        """The trajectories of some experts, shape (len(experts), epochs + 1, P), on the CPU."""
+        streams = [Stream(self.seed).at("expert", expert) for expert in experts]
+        theta = torch.stack([derivatives.network.initial(stream.at("initial")) for stream in streams]).to(device)
         rows = [theta.cpu()]
-        rows.extend(row.cpu() for row in train(network, theta, images, self.training, stream))
-        return torch.stack(rows)
+        sets = [images] * len(streams)
+        rows.extend(row.cpu() for row in train(derivatives, theta, sets, self.training, streams))
+        return torch.stack(rows, 1)

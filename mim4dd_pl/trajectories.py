@@ -5,9 +5,11 @@ Two rows of it, a :class:`Segment`, are read at a time without loading the rest.
 """
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +19,9 @@ from torch import Tensor
 from mim4dd_pl.errors import StoredFileError
 from mim4dd_pl.files import check_sha256, locked, replacing, sha256, write_text
 
-SCHEMA = 1
+SCHEMA = 2
+
+Storage = Literal["float32", "bfloat16"]
 
 
 class Segment(NamedTuple):
@@ -39,6 +43,7 @@ class TrajectorySpec:
         training: The recipe of one expert, in words.
         epochs: Epochs after the initialisation.
         seed: Seed of the experts.
+        storage: Type of the stored parameters.
     """
 
     data_set: str
@@ -48,6 +53,7 @@ class TrajectorySpec:
     training: str
     epochs: int
     seed: int
+    storage: Storage = "float32"
 
 
 class TrajectoryStore:
@@ -99,7 +105,8 @@ class TrajectoryStore:
             if expert in self._entries:
                 return
             with replacing(path) as temporary:
-                save_file({"trajectory": trajectory.float().contiguous().cpu()}, temporary)
+                stored = trajectory.to("cpu", getattr(torch, self.spec.storage)).contiguous()
+                save_file({"trajectory": stored}, temporary)
             self._entries[expert] = {"file": path.name, "sha256": sha256(path)}
             manifest = {
                 "schema": SCHEMA,
@@ -120,7 +127,7 @@ class TrajectoryStore:
         try:
             with safe_open(path, framework="pt") as file:
                 rows = file.get_slice("trajectory")
-                segment = Segment(rows[start_epoch], rows[start_epoch + expert_epochs])
+                segment = Segment(rows[start_epoch].float(), rows[start_epoch + expert_epochs].float())
         except (OSError, SafetensorError) as error:
             raise StoredFileError(f"{path} cannot be read: {error}. {self._remedy}") from error
         if not all(torch.isfinite(row).all() for row in segment):
@@ -138,7 +145,7 @@ class TrajectoryStore:
     def _read_manifest(self) -> dict[int, dict[str, Any]]:
         try:
             manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
-            found = {key: manifest[key] for key in ("schema", *asdict(self.spec))}
+            found = {key: manifest.get(key, "missing") for key in ("schema", *asdict(self.spec))}
             entries = {
                 int(number): {"file": str(entry["file"]), "sha256": str(entry["sha256"])}
                 for number, entry in manifest["experts"].items()
@@ -160,3 +167,25 @@ class TrajectoryStore:
                     f"{self._manifest} names a file outside its folder: {entry['file']}. {self._remedy}"
                 )
         return entries
+
+
+class SegmentReader:
+    """Reads each segment while the one before it is in use, in a thread of its own.
+
+    Args:
+        read: (step, index) -> the segment; called in order, possibly for one more than is ever asked for.
+        per_step: Segments of a step.
+    """
+
+    def __init__(self, read: Callable[[int, int], Segment], per_step: int) -> None:
+        self._read = read
+        self._per_step = per_step
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._ahead: dict[tuple[int, int], Future[Segment]] = {}
+
+    def read(self, step: int, index: int) -> Segment:
+        """Segment ``index`` of ``step``."""
+        wanted = self._ahead.get((step, index)) or self._thread.submit(self._read, step, index)
+        following = (step, index + 1) if index + 1 < self._per_step else (step + 1, 0)
+        self._ahead = {following: self._thread.submit(self._read, *following)}
+        return wanted.result()

@@ -52,7 +52,7 @@ def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any
 
 def first_gradients(module: DistillationModule) -> Any:
     """What the first segment of the first step contributed, computed again from the initial pixels."""
-    return module._segment_gradients(0, 0)
+    return module._segment_gradients(0, [0])
 
 
 def initial(data: ImageDataModule, experts: Experts, **settings: Any) -> DistillationModule:
@@ -71,7 +71,7 @@ def test_images_start_from_real_images_of_their_class(data: ImageDataModule, exp
 def test_a_step_is_sgd_on_the_mean_gradient_of_the_segments(data: ImageDataModule, experts: Experts) -> None:
     before = initial(data, experts, segments_per_step=2)
     after = fit(data, experts, segments_per_step=2)
-    segments = [before._segment_gradients(0, index) for index in range(2)]
+    segments = [before._segment_gradients(0, [index]) for index in range(2)]
     assert not torch.equal(segments[0].host_images, segments[1].host_images)
     images = before.synthetic.images - (segments[0].host_images + segments[1].host_images) / 2
     student_lr = before.synthetic.student_lr - 1e-3 * (segments[0].host_lr + segments[1].host_lr) / 2
@@ -158,7 +158,7 @@ def test_momentum_carries_a_step_over_to_the_next(data: ImageDataModule, experts
     """Second step: velocity 0.5 g1 + g2, so the pixels move by g1 + (0.5 g1 + g2) in all."""
     before, once, twice = initial(data, experts), fit(data, experts), fit(data, experts, steps=2)
     g1 = (before.synthetic.images - once.synthetic.images).detach()
-    g2 = once._segment_gradients(1, 0).host_images
+    g2 = once._segment_gradients(1, [0]).host_images
     torch.testing.assert_close(before.synthetic.images - twice.synthetic.images, 1.5 * g1 + g2)
 
 
@@ -178,7 +178,7 @@ def test_segments_start_at_every_allowed_epoch_of_every_expert(data: ImageDataMo
     module = initial(data, experts)
     seen = set()
     for step in range(60):
-        module._load_segment(0, module.stream.at("segment", step, 0, "expert"))
+        module._load_segments(step, [0])
         for expert in range(2):
             for epoch in range(2):
                 segment = module.store.segment(expert, epoch, 1)
@@ -191,7 +191,7 @@ def test_segments_start_at_every_allowed_epoch_of_every_expert(data: ImageDataMo
 def test_the_real_batch_has_a_stream_of_its_own(data: ImageDataModule, experts: Experts) -> None:
     """The term sees other real images at every step and the same ones at the same step."""
     module = initial(data, experts, information=InformationTerm)
-    losses = [float(module._segment_gradients(step, 0).information_loss) for step in (0, 1, 0)]
+    losses = [float(module._segment_gradients(step, [0]).information_loss) for step in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
     names = [Stream(0).at("segment", 0, 0, name).key for name in ("expert", "inner loop", "real batch")]
     assert len(set(names)) == 3

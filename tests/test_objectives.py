@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.augment import DSA
+from mim4dd_pl.derivatives import Derivatives, Sweep, Work
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.objectives import TrajectoryMatching
 from mim4dd_pl.randomness import Stream
@@ -22,8 +23,15 @@ def synthetic(stream: Stream) -> SyntheticImages:
 
 
 @pytest.fixture
-def segment(network: FlatNetwork, stream: Stream) -> Segment:
-    return Segment(network.initial(stream.at(0)).double(), network.initial(stream.at(1)).double())
+def segments(network: FlatNetwork, stream: Stream) -> Segment:
+    """Two of them."""
+    theta = torch.stack([network.initial(stream.at(number)).double() for number in range(4)])
+    return Segment(theta[:2], theta[2:])
+
+
+@pytest.fixture
+def streams(stream: Stream) -> list[Stream]:
+    return [stream.at("segment", number) for number in range(2)]
 
 
 def transcription(network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Tensor:
@@ -45,35 +53,41 @@ def transcription(network: FlatNetwork, synthetic: SyntheticImages, segment: Seg
 
 @pytest.mark.parametrize("unroll", [None, FullGraphUnroll()])
 def test_loss_and_gradient_equal_the_transcription(
-    network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream, unroll: Unroll | None
+    network: FlatNetwork, synthetic: SyntheticImages, segments: Segment, streams: list[Stream], unroll: Unroll | None
 ) -> None:
+    """Each of two segments, computed together."""
     objective = TrajectoryMatching(3, 1, 1, synthetic_batch_size=4, augment=DSA(), unroll=unroll)
     learned = (synthetic.images, synthetic.student_lr)
-    match = objective(network, synthetic, segment, stream)
-    expected = transcription(network, synthetic, segment, stream)
-    torch.testing.assert_close(match.loss, expected)
-    for ours, oracle in zip(
-        torch.autograd.grad(match.loss, learned), torch.autograd.grad(expected, learned), strict=True
-    ):
-        torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-12)
+    match = objective(Derivatives(network), synthetic, segments, streams)
+    for k in range(2):
+        expected = transcription(network, synthetic, Segment(segments.start[k], segments.target[k]), streams[k])
+        torch.testing.assert_close(match.loss[k], expected)
+        for ours, oracle in zip(
+            torch.autograd.grad(match.loss[k], learned, retain_graph=True),
+            torch.autograd.grad(expected, learned),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-12)
 
 
 def test_match_shows_the_student_with_its_graph_and_the_experts_target(
-    network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream
+    network: FlatNetwork, synthetic: SyntheticImages, segments: Segment, streams: list[Stream]
 ) -> None:
-    match = TrajectoryMatching(2, 1, 1)(network, synthetic, segment, stream)
-    assert match.expert is segment.target
+    match = TrajectoryMatching(2, 1, 1)(Derivatives(network), synthetic, segments, streams)
+    assert match.expert is segments.target
     assert match.student.requires_grad
-    assert not torch.equal(match.student, segment.start)
+    assert not torch.equal(match.student, segments.start)
 
 
 def test_a_pass_over_minibatches_uses_every_image_once(
-    network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream
+    network: FlatNetwork, synthetic: SyntheticImages, segments: Segment, streams: list[Stream]
 ) -> None:
     """Three steps of two images: all six pixels have a gradient; two steps: only four."""
     for steps, touched in ((3, 6), (2, 4)):
-        match = TrajectoryMatching(steps, 1, 1, synthetic_batch_size=2)(network, synthetic, segment, stream)
-        (gradient,) = torch.autograd.grad(match.loss, synthetic.images)
+        match = TrajectoryMatching(steps, 1, 1, synthetic_batch_size=2)(
+            Derivatives(network), synthetic, segments, streams
+        )
+        (gradient,) = torch.autograd.grad(match.loss[0], synthetic.images)
         assert int((gradient.abs().sum((1, 2, 3)) > 0).sum()) == touched
 
 
@@ -85,3 +99,23 @@ def test_a_minibatch_larger_than_the_set_is_refused() -> None:
     TrajectoryMatching(1, 1, 1, synthetic_batch_size=6).check(6)
     with pytest.raises(ValueError, match="synthetic_batch_size is 7, there are 6 synthetic images"):
         TrajectoryMatching(1, 1, 1, synthetic_batch_size=7).check(6)
+
+
+def test_work_counts_what_a_segment_asks_of_the_derivatives(
+    network: FlatNetwork, synthetic: SyntheticImages, segments: Segment, streams: list[Stream]
+) -> None:
+    class Counting(Derivatives):
+        gradients = sweeps = 0
+
+        def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+            assert images.shape[1] == 4
+            self.gradients += len(theta)
+            return super().gradient(theta, images, labels)
+
+        def sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
+            self.sweeps += len(theta)
+            return super().sweep(theta, images, labels, cotangent)
+
+    derivatives, objective = Counting(network), TrajectoryMatching(5, 1, 1, synthetic_batch_size=4)
+    objective(derivatives, synthetic, segments, streams).loss.sum().backward()
+    assert objective.work(6) == Work(4, derivatives.gradients // 2, derivatives.sweeps // 2)

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from mim4dd_pl.augment import DSA
 from mim4dd_pl.data import InMemory
+from mim4dd_pl.derivatives import Derivatives
 from mim4dd_pl.evaluation import train_students
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.population import Experts, Training, train
@@ -34,7 +35,7 @@ def test_training_equals_torchs_sgd(network: FlatNetwork, images: InMemory, trai
     optimizer = torch.optim.SGD(
         module.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
     )
-    for epoch, ours in enumerate(train(network, theta, images, training, stream)):
+    for epoch, ours in enumerate(train(Derivatives(network), theta[None], [images], training, [stream])):
         for group in optimizer.param_groups:
             group["lr"] = 0.1 if not training.decay_at_half or epoch < 2 else 0.01
         order = torch.randperm(10, generator=stream.at("order", epoch).generator())
@@ -42,15 +43,15 @@ def test_training_equals_torchs_sgd(network: FlatNetwork, images: InMemory, trai
             optimizer.zero_grad()
             cross_entropy(module(images.images[chosen]), images.labels[chosen]).backward()
             optimizer.step()
-        torch.testing.assert_close(ours, network.flatten(module))
+        torch.testing.assert_close(ours[0], network.flatten(module))
 
 
 def test_training_augments_as_its_stream_says(network: FlatNetwork, images: InMemory, stream: Stream) -> None:
     theta, augment = network.initial(stream).double(), DSA(["crop"])
-    (ours,) = train(network, theta, images, Training(1, 10, 0.1, augment=augment), stream)
+    (ours,) = train(Derivatives(network), theta[None], [images], Training(1, 10, 0.1, augment=augment), [stream])
     order = torch.randperm(10, generator=stream.at("order", 0).generator())
     augmented = InMemory(augment(images.images[order], stream.at("augment", 0, 0)), images.labels[order])
-    (expected,) = train(network, theta, augmented, Training(1, 10, 0.1), stream)
+    (expected,) = train(Derivatives(network), theta[None], [augmented], Training(1, 10, 0.1), [stream])
     torch.testing.assert_close(ours, expected)
 
 
@@ -59,11 +60,29 @@ def test_a_trajectory_starts_at_the_initialisation_and_has_one_row_per_epoch(
 ) -> None:
     experts = Experts("unused", training, num_experts=2, seed=5)
     images = InMemory(images.images.float(), images.labels)
-    trajectory = experts.train(1, network, images, torch.device("cpu"))
+    derivatives, device = Derivatives(network), torch.device("cpu")
+    (trajectory,) = experts.train([1], derivatives, images, device)
     assert trajectory.shape == (4, network.num_parameters)
     assert torch.equal(trajectory[0], network.initial(Stream(5).at("expert", 1, "initial")))
-    assert torch.equal(trajectory, experts.train(1, network, images, torch.device("cpu")))
-    assert not torch.equal(trajectory, experts.train(0, network, images, torch.device("cpu")))
+    assert torch.equal(trajectory, experts.train([1], derivatives, images, device)[0])
+    assert not torch.equal(trajectory, experts.train([0], derivatives, images, device)[0])
+
+
+def test_a_population_equals_single_trainings(network: FlatNetwork, images: InMemory, stream: Stream) -> None:
+    """Three networks at once on sets of their own, each as if it were alone."""
+    training = Training(3, batch_size=4, lr=0.1, momentum=0.9, weight_decay=0.01, augment=DSA())
+    streams = [stream.at("student", number) for number in range(3)]
+    theta = torch.stack([network.initial(each.at("initial")) for each in streams]).double()
+    sets = [InMemory(images.images.roll(number, 0), images.labels) for number in range(3)]
+    for together, *alone in zip(
+        train(Derivatives(network), theta, sets, training, streams),
+        *(
+            train(Derivatives(network), theta[k : k + 1], sets[k : k + 1], training, streams[k : k + 1])
+            for k in range(3)
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-10, atol=1e-12)
 
 
 def test_missing_experts_are_those_that_the_store_lacks(
@@ -81,8 +100,8 @@ def test_students_start_alike_whatever_their_set(
     images = InMemory(images.images.float(), images.labels)
     other = InMemory(images.images.flip(0), images.labels)
     device = torch.device("cpu")
-    first = train_students(network, [images, images], training, stream, device).parameters
-    second = train_students(network, [other, images], training, stream, device).parameters
+    first = train_students(Derivatives(network), [images, images], training, stream, device).parameters
+    second = train_students(Derivatives(network), [other, images], training, stream, device).parameters
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])

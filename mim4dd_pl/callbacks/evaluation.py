@@ -6,6 +6,7 @@ from typing import Any, cast
 import lightning as L
 
 from mim4dd_pl.data.sets import Batch, Indexable, InMemory
+from mim4dd_pl.derivatives import Derivatives, Work, derivatives
 from mim4dd_pl.evaluation import Classifiers, train_students
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.population import Training
@@ -28,15 +29,32 @@ class Evaluation(L.Callback):
             raise ValueError(f"Evaluation.num_students must be at least 2 (for a std), got {num_students}.")
         self.training = training
         self.num_students = num_students
+        self._derivatives: dict[Work, Derivatives] = {}
 
-    def train_students(self, module: DistillationModule, sets: Sequence[Indexable], training: Training) -> Classifiers:
-        """The students of this evaluation, one on each of ``sets``, trained as ``training`` says."""
-        return train_students(module.network, sets, training, module.stream.at("evaluation"), module.device)
+    def students_on_synthetic(self, module: DistillationModule, sets: Sequence[Indexable]) -> Classifiers:
+        """Fresh students on sets of the size of the synthetic one."""
+        # The work of a whole run, whichever part of it this is, so that a test repeats the fit to the bit.
+        trainer = module.trainer
+        evaluations = trainer.max_steps // max(int(trainer.val_check_interval), 1) + 3
+        return self._train(module, sets, self.training, evaluations)
+
+    def students_on_all(self, module: DistillationModule, images: Indexable, training: Training) -> Classifiers:
+        """Fresh students on the whole training set."""
+        return self._train(module, [images] * self.num_students, training, 1)
+
+    def _train(
+        self, module: DistillationModule, sets: Sequence[Indexable], training: Training, times: int
+    ) -> Classifiers:
+        work = training.work(len(sets[0]), times * len(sets))
+        if work not in self._derivatives:
+            self._derivatives[work] = derivatives(module.network, module.compiles, work, module.device)
+        stream = module.stream.at("evaluation")
+        return train_students(self._derivatives[work], sets, training, stream, module.device)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(DistillationModule, pl_module)
         synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.labels)
-        self._students = self.train_students(module, [synthetic] * self.num_students, self.training)
+        self._students = self.students_on_synthetic(module, [synthetic] * self.num_students)
 
     def on_validation_batch_end(
         self,

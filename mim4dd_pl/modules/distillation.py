@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.data import ImageDataModule, ImageSet
+from mim4dd_pl.derivatives import Compile, derivatives
 from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance, clip_norm
-from mim4dd_pl.information import InformationTerm
-from mim4dd_pl.modules.experts import open_store, train_expert
+from mim4dd_pl.information import Information, InformationTerm
+from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 from mim4dd_pl.objectives import Match, Objective
-from mim4dd_pl.population import Experts
+from mim4dd_pl.population import Experts, at_once
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.shapes import ImageShape
 from mim4dd_pl.synthetic import SyntheticImages
-from mim4dd_pl.trajectories import Segment, TrajectoryStore
+from mim4dd_pl.trajectories import Segment, SegmentReader, TrajectoryStore
 
 InformationFactory = Callable[[Sequence[ImageShape], int], InformationTerm]
 """(shapes of the network's feature maps, num_classes) -> the information term."""
@@ -62,6 +63,8 @@ class DistillationModule(L.LightningModule):
         min_student_lr: alpha is kept at or above this.
         image_gradient_clip: Longest pixel gradient of a step; longer ones are shortened. Not clipped by default.
         segments_per_step: Segments whose gradients are averaged in a step.
+        compile: Compile the steps of experts, students and inner loop: ``auto`` where a run is long enough to pay for
+            it, ``true`` or ``false``.
         seed: Of the whole distillation.
     """
 
@@ -87,6 +90,7 @@ class DistillationModule(L.LightningModule):
         min_student_lr: float = 1e-6,
         image_gradient_clip: float | None = None,
         segments_per_step: int = 1,
+        compile: Compile = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -111,12 +115,18 @@ class DistillationModule(L.LightningModule):
         self.lr_images, self.lr_student_lr, self.momentum = lr_images, lr_student_lr, momentum
         self.image_gradient_clip = image_gradient_clip
         self.segments_per_step = segments_per_step
+        self.compiles: Compile = compile  # Module.compile is a method
         self.stream = Stream(seed)
         self._data: ImageDataModule | None = None
         self.synthetic = SyntheticImages(image_shape, num_classes, images_per_class, student_lr, min_student_lr)
         objective.check(len(self.synthetic))
         with self.stream.at("heads").as_global():
             self.information = None if information is None else information(self.network.layer_shapes(), num_classes)
+        if self.information is not None and self.information.real_batch_size < segments_per_step:
+            raise ValueError(
+                f"model.information.real_batch_size must be at least model.segments_per_step, got "
+                f"{self.information.real_batch_size} for {segments_per_step} segments."
+            )
         empty = torch.empty(segments_per_step, self.network.num_parameters)
         self.register_buffer("segment_start", empty, persistent=False)
         self.register_buffer("segment_target", empty.clone(), persistent=False)
@@ -144,8 +154,15 @@ class DistillationModule(L.LightningModule):
     def on_fit_start(self) -> None:
         data = cast(ImageDataModule, self._data)
         self.real = data.train.to(self.device)
-        for expert in self.experts.missing(self.store):
-            train_expert(expert, self.experts, self.store, self.network, data, self.device)
+        if self.experts.missing(self.store):
+            training = ExpertTrainer(self.experts, self.store, self.network, data, self.device, self.compiles)
+            while training.train_some():
+                pass
+        work = self.objective.work(len(self.synthetic))
+        segments = self.trainer.max_steps * self.segments_per_step
+        work = work._replace(gradients=segments * work.gradients, sweeps=segments * work.sweeps)
+        self.derivatives = derivatives(self.network, self.compiles, work, self.device)
+        self._reader = SegmentReader(self._read_segment, self.segments_per_step)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         images_and_lr = torch.optim.SGD(
@@ -163,9 +180,10 @@ class DistillationModule(L.LightningModule):
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         step = self.global_step
-        # Averaged in the order of the segments, so that it does not matter which process computed which.
-        segments = [self._segment_gradients(step, index) for index in range(self.segments_per_step)]
-        mean = _Gradients(*(torch.stack(parts).mean(0) for parts in zip(*segments, strict=True)))
+        # Added in the order of the segments, so that it does not matter which process computed which.
+        groups = torch.arange(self.segments_per_step).split(at_once(self.device))
+        sums = [self._segment_gradients(step, group.tolist()) for group in groups]
+        mean = _Gradients(*(torch.stack(parts).sum(0) / self.segments_per_step for parts in zip(*sums, strict=True)))
         factor = self._information_factor(mean)
         gradient = mean.host_images + factor * mean.information_images
         length = gradient.norm()
@@ -184,46 +202,67 @@ class DistillationModule(L.LightningModule):
         self.synthetic.project()
         self._log_step(mean, factor, length)
 
-    def _segment_gradients(self, step: int, index: int) -> _Gradients:
-        stream = self.stream.at("segment", step, index)
-        segment = self._load_segment(index, stream.at("expert"))
-        match = self.objective(self.network, self.synthetic, segment, stream.at("inner loop"))
+    def _segment_gradients(self, step: int, indices: Sequence[int]) -> _Gradients:
+        """The sum over some segments of a step, computed together."""
+        streams = [self.stream.at("segment", step, index) for index in indices]
+        segments = self._load_segments(step, indices)
+        inner = [stream.at("inner loop") for stream in streams]
+        match = self.objective(self.derivatives, self.synthetic, segments, inner)
         through_student = self.information is not None and self.information.through_student
         learned = (self.synthetic.images, self.synthetic.student_lr)
-        host_images, host_lr = torch.autograd.grad(match.loss, learned, retain_graph=through_student)
-        information = self._information_gradients(match, stream.at("real batch"))
-        return _Gradients(match.loss.detach(), *information[:2], host_images, host_lr, *information[2:])
+        loss = match.loss.sum()
+        host_images, host_lr = torch.autograd.grad(loss, learned, retain_graph=through_student)
+        information = self.information_gradients(match, [stream.at("real batch") for stream in streams])
+        return _Gradients(loss.detach(), *information[:2], host_images, host_lr, *information[2:])
 
-    def _load_segment(self, index: int, stream: Stream) -> Segment:
-        generator = stream.generator()
+    def _load_segments(self, step: int, indices: Sequence[int]) -> Segment:
+        for index in indices:
+            segment = self._reader.read(step, index)
+            self.segment_start[index].copy_(segment.start)
+            self.segment_target[index].copy_(segment.target)
+        rows = slice(indices[0], indices[-1] + 1)
+        return Segment(self.segment_start[rows], self.segment_target[rows])
+
+    def _read_segment(self, step: int, index: int) -> Segment:
+        generator = self.stream.at("segment", step, index, "expert").generator()
         expert = int(torch.randint(self.experts.num_experts, (), generator=generator))
         epoch = int(torch.randint(self.objective.max_start_epoch, (), generator=generator))
-        segment = self.store.segment(expert, epoch, self.objective.expert_epochs)
-        self.segment_start[index].copy_(segment.start)
-        self.segment_target[index].copy_(segment.target)
-        return Segment(self.segment_start[index], self.segment_target[index])
+        return self.store.segment(expert, epoch, self.objective.expert_epochs)
 
-    def _information_gradients(self, match: Match, stream: Stream) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Loss, bounds, and the term's gradients on images, student lr and its own parameters; all unweighted."""
+    def information_gradients(
+        self, match: Match, streams: Sequence[Stream]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Loss, bounds, and the term's gradients on images, student lr and its own parameters; all unweighted sums."""
         images, student_lr = self.synthetic.images, self.synthetic.student_lr
         if self.information is None:
             nothing = images.new_zeros(0)
             return images.new_zeros(()), nothing, torch.zeros_like(images), torch.zeros_like(student_lr), nothing
-        chosen = torch.randint(len(self.real), (self.information.real_batch_size,), generator=stream.generator())
+        terms = [
+            self._information_term(self.information, student, expert, stream)
+            for student, expert, stream in zip(match.student, match.expert, streams, strict=True)
+        ]
+        loss = torch.stack([term.loss for term in terms]).sum()
+        bounds = torch.stack([term.bounds for term in terms]).sum(0)
+        own = self._information_parameters()
+        gradients = torch.autograd.grad(loss, (images, student_lr, *own), allow_unused=True, materialize_grads=True)
+        flat = torch.cat([images.new_zeros(0), *(gradient.reshape(-1) for gradient in gradients[2:])])
+        return loss.detach(), bounds, gradients[0], gradients[1], flat
+
+    def _information_term(
+        self, information: InformationTerm, student: Tensor, expert: Tensor, stream: Stream
+    ) -> Information:
+        # The real images of a step are dealt to its segments: their forward pass is what the term costs.
+        count = information.real_batch_size // self.segments_per_step
+        chosen = torch.randint(len(self.real), (count,), generator=stream.generator())
         real = self.real.batch(chosen.to(self.device))
-        sees_synthetic, sees_real = self.information.features_of(match.student, match.expert)
-        term = self.information(
-            self.network.layers(sees_synthetic, images),
+        sees_synthetic, sees_real = information.features_of(student, expert)
+        term: Information = information(
+            self.network.layers(sees_synthetic, self.synthetic.images),
             self.network.layers(sees_real, real.images),
             self.synthetic.labels,
             real.labels,
         )
-        own = self._information_parameters()
-        gradients = torch.autograd.grad(
-            term.loss, (images, student_lr, *own), allow_unused=True, materialize_grads=True
-        )
-        flat = torch.cat([images.new_zeros(0), *(gradient.reshape(-1) for gradient in gradients[2:])])
-        return term.loss.detach(), term.bounds, gradients[0], gradients[1], flat
+        return term
 
     def _information_factor(self, mean: _Gradients) -> Tensor:
         if self.information is None:

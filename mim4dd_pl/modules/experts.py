@@ -8,10 +8,11 @@ import lightning as L
 import torch
 
 from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.derivatives import Compile
 from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.evaluation import Classifiers
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
-from mim4dd_pl.population import Experts
+from mim4dd_pl.population import Experts, at_once
 from mim4dd_pl.shapes import ImageShape
 from mim4dd_pl.trajectories import TrajectoryStore
 
@@ -23,25 +24,50 @@ def open_store(experts: Experts, network: FlatNetwork, data: ImageDataModule) ->
     return TrajectoryStore(Path(experts.root), experts.spec(network, data.source.name, data.train.fingerprint()))
 
 
-def train_expert(
-    expert: int,
-    experts: Experts,
-    store: TrajectoryStore,
-    network: FlatNetwork,
-    data: ImageDataModule,
-    device: torch.device,
-) -> float:
-    """Train one expert, keep its trajectory, and return its accuracy on the validation images."""
-    trajectory = experts.train(expert, network, data.train.to(device), device)
-    if not torch.isfinite(trajectory).all():
-        raise DivergenceError(f"Expert {expert + 1} diverged: lower model.experts.training.lr.")
-    store.add(expert, trajectory)
-    classifier = Classifiers(network, [trajectory[-1].to(device)])
-    for batch in data.validation.to(device).batches(data.evaluation_batch_size):
-        classifier.update(batch)
-    accuracy = float(classifier.accuracies())
-    _log.info("expert %d of %d: validation accuracy %.1f %%", expert + 1, experts.num_experts, 100 * accuracy)
-    return accuracy
+class ExpertTrainer:
+    """Trains the experts that a store lacks, as many at once as the device takes, and keeps each when it is finished.
+
+    Args:
+        experts: Their recipe.
+        store: Where they are kept.
+        network: Their architecture.
+        data: What they are trained on.
+        device: Where.
+        compile: Whether to compile their steps.
+    """
+
+    def __init__(
+        self,
+        experts: Experts,
+        store: TrajectoryStore,
+        network: FlatNetwork,
+        data: ImageDataModule,
+        device: torch.device,
+        compile: Compile,
+    ) -> None:
+        self.experts, self.store, self.data, self.device = experts, store, data, device
+        self.images = data.train.to(device)
+        self.derivatives = experts.derivatives(network, self.images, compile, device)
+
+    def train_some(self) -> list[float]:
+        """Train the next ones; returns their accuracies on the validation images, none if no expert is missing."""
+        numbers = self.experts.missing(self.store)[: at_once(self.device)]
+        if not numbers:
+            return []
+        trajectories = self.experts.train(numbers, self.derivatives, self.images, self.device)
+        for expert, trajectory in zip(numbers, trajectories, strict=True):
+            if not torch.isfinite(trajectory).all():
+                raise DivergenceError(f"Expert {expert + 1} diverged: lower model.experts.training.lr.")
+            self.store.add(expert, trajectory)
+        classifiers = Classifiers(self.derivatives.network, list(trajectories[:, -1].to(self.device)))
+        for batch in self.data.validation.to(self.device).batches(self.data.evaluation_batch_size):
+            classifiers.update(batch)
+        accuracies: list[float] = classifiers.accuracies().tolist()
+        for expert, accuracy in zip(numbers, accuracies, strict=True):
+            _log.info(
+                "expert %d of %d: validation accuracy %.1f %%", expert + 1, self.experts.num_experts, 100 * accuracy
+            )
+        return accuracies
 
 
 class ExpertModule(L.LightningModule):
@@ -54,13 +80,22 @@ class ExpertModule(L.LightningModule):
         image_shape: (c, h, w) of one image; the data set sets it.
         num_classes: C; the data set sets it.
         experts: How many, how trained, where kept.
+        compile: Compile their steps: ``auto`` where that pays, ``true`` or ``false``.
     """
 
-    def __init__(self, network: NetworkFactory, image_shape: ImageShape, num_classes: int, experts: Experts) -> None:
+    def __init__(
+        self,
+        network: NetworkFactory,
+        image_shape: ImageShape,
+        num_classes: int,
+        experts: Experts,
+        compile: Compile = "auto",
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.network = FlatNetwork(network, image_shape, num_classes)
         self.experts = experts
+        self.compiles: Compile = compile  # Module.compile is a method
 
     def setup(self, stage: str) -> None:
         self.attach(cast(ImageDataModule, self.trainer.datamodule))  # type: ignore[attr-defined]
@@ -74,13 +109,13 @@ class ExpertModule(L.LightningModule):
         if not self.experts.missing(self.store):
             _log.info("All %d experts are in %s already.", self.experts.num_experts, self.experts.root)
             self.trainer.should_stop = True
+            return
+        self._training = ExpertTrainer(self.experts, self.store, self.network, self.data, self.device, self.compiles)
 
     def training_step(self, batch: int, batch_idx: int) -> None:
-        missing = self.experts.missing(self.store)
-        if missing:
-            accuracy = train_expert(missing[0], self.experts, self.store, self.network, self.data, self.device)
-            self.log("experts/accuracy", accuracy, batch_size=1)
-        if len(missing) <= 1:
+        if accuracies := self._training.train_some():
+            self.log("experts/accuracy", sum(accuracies) / len(accuracies), batch_size=1)
+        if not self.experts.missing(self.store):
             self.trainer.should_stop = True
 
     def validation_step(self, batch: object, batch_idx: int) -> None:

@@ -1,23 +1,24 @@
 """What a host objective is: it trains a student on the synthetic images and says how good the result is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-from mim4dd_pl.networks import FlatNetwork
+from mim4dd_pl.derivatives import Derivatives, Work
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.synthetic import SyntheticImages
 from mim4dd_pl.trajectories import Segment
 
 
 class Match(NamedTuple):
-    """A host's answer for one segment.
+    """A host's answer for K segments.
 
     Args:
-        loss: Shape (), with a graph to the synthetic images and the student's learning rate.
-        student: Parameters of the network that saw the synthetic images, shape (P,), with the same graph.
-        expert: Parameters of the network that saw the real images, shape (P,).
+        loss: Of each segment, shape (K,), with a graph to the synthetic images and the student's learning rate.
+        student: Parameters of the networks that saw the synthetic images, shape (K, P), with the same graph.
+        expert: Parameters of the networks that saw the real images, shape (K, P).
     """
 
     loss: Tensor
@@ -46,12 +47,18 @@ class Objective(ABC):
         """Raise ValueError if the settings cannot work with so many synthetic images."""
 
     @abstractmethod
-    def __call__(self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Match:
-        """Match one segment of an expert.
+    def work(self, num_images: int) -> Work:
+        """What one segment asks of the derivatives."""
+
+    @abstractmethod
+    def __call__(
+        self, derivatives: Derivatives, synthetic: SyntheticImages, segments: Segment, streams: Sequence[Stream]
+    ) -> Match:
+        """Match K segments of experts, each as if it were alone.
 
         Args:
-            network: The student's architecture.
+            derivatives: Of the students' loss.
             synthetic: Images, labels and student learning rate to learn.
-            segment: Expert parameters at epochs t and t + M.
-            stream: Decides minibatches and augmentation.
+            segments: Expert parameters at epochs t and t + M, each of shape (K, P).
+            streams: Decide minibatches and augmentation, one for each segment.
         """

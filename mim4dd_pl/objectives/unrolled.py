@@ -1,16 +1,19 @@
 """Hosts that unroll the student's training on the synthetic images."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from mim4dd_pl.augment import DSA
-from mim4dd_pl.functional import cross_entropy, parameter_distance
-from mim4dd_pl.networks import FlatNetwork
+from mim4dd_pl.derivatives import Derivatives, Work
+from mim4dd_pl.functional import parameter_distance
 from mim4dd_pl.objectives.base import Match, Objective
+from mim4dd_pl.optimizers import SGD, InnerOptimizer
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.synthetic import SyntheticImages
 from mim4dd_pl.trajectories import Segment
-from mim4dd_pl.unroll import ExactUnroll, Unroll
+from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, Unroll
 
 
 class TrajectoryMatching(Objective):
@@ -25,6 +28,7 @@ class TrajectoryMatching(Objective):
         synthetic_batch_size: Synthetic images per inner step; all of them by default. A pass is a permutation cut
             into chunks of this size; a remainder is left out, so that every step has the same shape.
         augment: Augmentation in the inner loop, parameters per image; none by default.
+        optimizer: How the student moves along its gradient; plain SGD, as the experts do, by default.
         unroll: How to differentiate; exact in constant memory by default.
     """
 
@@ -35,6 +39,7 @@ class TrajectoryMatching(Objective):
         max_start_epoch: int,
         synthetic_batch_size: int | None = None,
         augment: DSA | None = None,
+        optimizer: InnerOptimizer | None = None,
         unroll: Unroll | None = None,
     ) -> None:
         for name, value in (
@@ -50,13 +55,14 @@ class TrajectoryMatching(Objective):
         self.max_start_epoch = max_start_epoch
         self.synthetic_batch_size = synthetic_batch_size
         self.augment = augment
+        self.optimizer = SGD() if optimizer is None else optimizer
         self.unroll = ExactUnroll() if unroll is None else unroll
 
     def __repr__(self) -> str:
         return (
             f"TrajectoryMatching(unroll_steps={self.unroll_steps}, expert_epochs={self.expert_epochs}, "
             f"max_start_epoch={self.max_start_epoch}, synthetic_batch_size={self.synthetic_batch_size}, "
-            f"augment={self.augment}, unroll={type(self.unroll).__name__})"
+            f"augment={self.augment}, optimizer={type(self.optimizer).__name__}, unroll={type(self.unroll).__name__})"
         )
 
     def check(self, num_images: int) -> None:
@@ -66,14 +72,19 @@ class TrajectoryMatching(Objective):
                 "synthetic images."
             )
 
-    def __call__(self, network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Match:
+    def work(self, num_images: int) -> Work:
+        size = self.synthetic_batch_size or num_images
+        # Students of a full graph ask for losses only, and differentiate them on their own.
+        sweeps = 0 if isinstance(self.unroll, FullGraphUnroll) else self.unroll_steps
+        return Work(size, gradients=sweeps, sweeps=sweeps)
+
+    def __call__(
+        self, derivatives: Derivatives, synthetic: SyntheticImages, segments: Segment, streams: Sequence[Stream]
+    ) -> Match:
         size = self.synthetic_batch_size or len(synthetic)
         per_pass = len(synthetic) // size
 
-        def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-            return cross_entropy(network(theta, images), labels)
-
-        def minibatch(images: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        def one(images: Tensor, step: int, stream: Stream) -> tuple[Tensor, Tensor]:
             x, y = images, synthetic.labels
             if size < len(synthetic):
                 generator = stream.at("order", step // per_pass).generator()
@@ -81,5 +92,19 @@ class TrajectoryMatching(Objective):
                 x, y = images[chunk], y[chunk]
             return (x if self.augment is None else self.augment(x, stream.at("augment", step))), y
 
-        student = self.unroll(loss, minibatch, synthetic.images, synthetic.student_lr, segment.start, self.unroll_steps)
-        return Match(parameter_distance(student, segment.target, segment.start), student, segment.target)
+        def minibatch(images: Tensor, step: int) -> tuple[Tensor, Tensor]:
+            x, y = zip(*(one(images, step, stream) for stream in streams), strict=True)
+            return torch.stack(x), torch.stack(y)
+
+        start, target = segments
+        student = self.unroll(
+            derivatives,
+            self.optimizer,
+            minibatch,
+            synthetic.images,
+            synthetic.student_lr,
+            start,
+            self.unroll_steps,
+        )
+        losses = [parameter_distance(*rows) for rows in zip(student, target, start, strict=True)]
+        return Match(torch.stack(losses), student, target)

@@ -1,0 +1,69 @@
+"""The information term beside the outer step that carries it.
+
+    python -m benchmarks.information --cases 1x50 10x30
+
+The term of ``configs/with/mutual_information.yaml`` (256 real images, gradients of pixels and heads included) and the
+matching of one segment, compiled; ConvNetD3-128 on CIFAR-10 shapes.
+"""
+
+import statistics
+from functools import partial
+
+import torch
+
+from benchmarks import rig, step
+from mim4dd_pl.data import ImageSet
+from mim4dd_pl.information import InformationTerm
+from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.networks import ConvNet
+from mim4dd_pl.objectives import Match, TrajectoryMatching
+from mim4dd_pl.population import Experts, Training
+from mim4dd_pl.randomness import Stream
+
+
+def build(device: torch.device, ipc: int, steps: int) -> rig.Run:
+    """An outer step of N = ``steps``; with N = 0, the term alone."""
+    if steps:
+        return step.build(device, ipc, steps, full=False, compiled=True)
+    network = partial(ConvNet, depth=3, width=128)
+    module = DistillationModule(
+        network,
+        (3, 32, 32),
+        10,
+        TrajectoryMatching(1, 1, 1),
+        Experts("unused", Training(1)),
+        images_per_class=ipc,
+        information=InformationTerm,
+    ).to(device)
+    module.synthetic.start_from_noise(Stream(0))
+    pixels = torch.randint(256, (5000, 3, 32, 32), dtype=torch.uint8, generator=Stream(0).generator())
+    half = torch.full((3,), 0.5)
+    module.real = ImageSet(pixels, torch.arange(5000) % 10, half, half, 10).to(device)
+    theta = module.network.initial(Stream(1)).to(device)[None]
+    match = Match(torch.zeros(1, device=device), theta, theta)
+    return lambda: module.information_gradients(match, [Stream(2)])
+
+
+def main() -> None:
+    """Print one table."""
+    parser = rig.arguments(__doc__)
+    parser.add_argument("--cases", nargs="+", default=["1x50", "10x30"], help="ipc x N")
+    options = parser.parse_args()
+    if rig.serve(options, build):
+        return
+    print(rig.machine(options))
+    rows = []
+    for case in options.cases[:1] if options.short else options.cases:
+        ipc, steps = (int(number) for number in case.split("x"))
+        variants = [{"ipc": ipc, "steps": inner, "keep": True} for inner in (0, 2)]
+        term, two = rig.measure("benchmarks.information", options, variants)
+        outer = [seconds * steps / 2 for seconds in two.seconds]  # two inner steps are enough to know N of them
+        shares = [seconds / (seconds + whole) for seconds, whole in zip(term.seconds, outer, strict=True)]
+        share = f"{100 * statistics.median(shares):.1f} %"
+        rows.append([str(ipc), str(steps), rig.spread(term.seconds), rig.spread(outer), share])
+    header = ["ipc", "N", "term, s", "matching, s", "share of the step"]
+    rig.print_table("The information term", header, rows)
+
+
+if __name__ == "__main__":
+    main()

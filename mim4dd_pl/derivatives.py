@@ -1,0 +1,196 @@
+r"""Derivatives of the training loss of K networks at once: what every inner loop and every training is made of.
+
+:meth:`Derivatives.gradient` is one step's g; :meth:`Derivatives.sweep` pulls a cotangent u of g back, through one more
+differentiation of s = <g, u>. Both are pure functions of fixed shapes, so :class:`CompiledDerivatives` compiles them.
+Written plainly, a sweep is cheapest as reverse over reverse; compiled, as reverse over forward: one pass along u, whose
+result s is differentiated once, which also avoids the double backward that compiled code lacks.
+
+Symbols: K networks, each with P parameters and a minibatch of B images of shape (c, h, w) and labels.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
+
+from mim4dd_pl.functional import cross_entropy
+from mim4dd_pl.networks import FlatNetwork
+from mim4dd_pl.networks.lowering import lower
+from mim4dd_pl.randomness import Stream
+
+_log = logging.getLogger(__name__)
+
+Compile = Literal["auto", True, False]
+
+_WORTH_COMPILING = 180.0
+"""Seconds of plain work, as :meth:`Work.seconds` estimates them, from which compiling pays for itself."""
+
+
+class Sweep(NamedTuple):
+    """s = <g, u> of each network (K,), and its derivatives: along theta (K, P) and along the images (K, B, c, h, w)."""
+
+    s: Tensor
+    theta: Tensor
+    images: Tensor
+
+
+class Derivatives:
+    """Derivatives of the mean cross-entropy of a minibatch, by plain autograd.
+
+    Args:
+        network: The architecture of all K networks.
+    """
+
+    def __init__(self, network: FlatNetwork) -> None:
+        self.network = network
+
+    def loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each network, shape (K,), of theta (K, P), images (K, B, c, h, w) and labels (K, B)."""
+        return _losses(self.network, theta, images, labels)
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """g, shape (K, P), without a graph."""
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            return torch.autograd.grad(self.loss(theta, images.detach(), labels).sum(), theta)[0]
+
+    def sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
+        """Pull back u = ``cotangent``, shape (K, P), through g; without a graph."""
+        with torch.enable_grad():
+            theta, images = theta.detach().requires_grad_(), images.detach().requires_grad_()
+            (g,) = torch.autograd.grad(self.loss(theta, images, labels).sum(), theta, create_graph=True)
+            s = (g * cotangent.detach()).sum(-1)
+            return Sweep(s.detach(), *torch.autograd.grad(s.sum(), (theta, images)))
+
+
+class CompiledDerivatives(Derivatives):
+    """The same, compiled for minibatches of one size; others, such as the rest of an epoch, take the plain way.
+
+    The first call of each function compiles it (half a minute; seconds from torch's cache). Where that fails, it warns
+    once and stays plain.
+
+    Args:
+        network: The architecture.
+        batch_size: B.
+        device: Where the networks live.
+    """
+
+    def __init__(self, network: FlatNetwork, batch_size: int, device: torch.device) -> None:
+        super().__init__(network)
+        self.batch_size = batch_size
+        self.device = device
+        lowered = FlatNetwork(
+            lambda shape, classes: lower(network.factory(shape, classes), device),
+            network.image_shape,
+            network.num_classes,
+        )
+
+        def losses(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+            return _losses(lowered, theta, images, labels)
+
+        def gradient(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+            g: Tensor = grad(lambda theta: losses(theta, images, labels).sum())(theta)
+            return g
+
+        def sweep(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            def s(theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+                value = jvp(lambda theta: losses(theta, images, labels), (theta,), (cotangent,))[1]
+                return value.sum(), value
+
+            along, value = grad(s, argnums=(0, 1), has_aux=True)(theta, images)
+            return value, *along
+
+        self._gradient = self._compiled(gradient)
+        self._sweep = self._compiled(sweep)
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        if images.shape[1] == self.batch_size and self._gradient is not None:
+            try:
+                gradient: Tensor = self._call(self._gradient, theta, images, labels)
+                return gradient
+            except Exception as error:  # a compiler fails in as many ways as it has parts
+                self._give_up(error)
+        return super().gradient(theta, images, labels)
+
+    def sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
+        if images.shape[1] == self.batch_size and self._sweep is not None:
+            try:
+                return Sweep(*self._call(self._sweep, theta, images, labels, cotangent))
+            except Exception as error:
+                self._give_up(error)
+        return super().sweep(theta, images, labels, cotangent)
+
+    def _compiled(self, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., Any] | None:
+        # Every network and batch size is a variant of the same two functions; the default allows eight.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+        graphs = "reduce-overhead" if self.device.type == "cuda" else None
+        return torch.compile(function, fullgraph=True, dynamic=False, mode=graphs)
+
+    def _call(self, function: Callable[..., Any], *arguments: Tensor) -> Any:
+        # One mode and one layout, or the compiler would make a variant for each; the functions set modes of their own.
+        with torch.no_grad():
+            results = function(*(argument.detach().contiguous() for argument in arguments))
+        if self.device.type != "cuda":
+            return results
+        # A CUDA graph writes its next results over these.
+        return results.clone() if isinstance(results, Tensor) else tuple(result.clone() for result in results)
+
+    def _give_up(self, error: Exception) -> None:
+        self._gradient = self._sweep = None
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        _log.warning("%s does not compile here, and goes on at plain speed: %s", self.network.name, reason[:200])
+
+
+class Work(NamedTuple):
+    """What a run will ask of one :class:`Derivatives`: known from the recipe alone.
+
+    Args:
+        batch_size: B of its minibatches.
+        gradients: Gradients of single networks.
+        sweeps: Sweeps of single networks.
+    """
+
+    batch_size: int
+    gradients: int
+    sweeps: int = 0
+
+    def seconds(self, network: FlatNetwork) -> float:
+        """Roughly what it takes in plain form on two cores.
+
+        A gradient is three forward passes and a sweep eight, at 100 GFLOP/s, over a floor of 1 and 3 ms a call.
+        """
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(network.initial(Stream(0)), torch.zeros(1, *network.image_shape))
+        forward = self.batch_size * float(counter.get_total_flops()) / 1e11
+        return self.gradients * (1e-3 + 3 * forward) + self.sweeps * (3e-3 + 8 * forward)
+
+
+def derivatives(network: FlatNetwork, compile: Compile, work: Work, device: torch.device) -> Derivatives:
+    """Compiled or plain derivatives, for ``work``.
+
+    ``auto`` compiles where the plain way would take minutes. It decides by the recipe and not by the clock, so that a
+    resumed run decides as the first one did.
+
+    Args:
+        network: The architecture.
+        compile: ``auto``, or the decision.
+        work: What is to come.
+        device: Where the networks will live.
+    """
+    if compile is True or (compile == "auto" and work.seconds(network) > _WORTH_COMPILING):
+        return CompiledDerivatives(network, work.batch_size, device)
+    return Derivatives(network)
+
+
+def _losses(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(network(theta, images), labels)
+
+    if len(theta) == 1:
+        return loss(theta[0], images[0], labels[0])[None]
+    losses: Tensor = vmap(loss)(theta, images, labels)
+    return losses

@@ -1,0 +1,173 @@
+"""Compiled derivatives equal plain ones, which equal autograd's; and when they are compiled at all."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mim4dd_pl.augment import DSA
+from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives, Work, derivatives
+from mim4dd_pl.networks import ConvNet, FlatNetwork
+from mim4dd_pl.optimizers import SGD, Adam, Momentum
+from mim4dd_pl.randomness import Stream
+from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll
+from tests.conftest import randn
+
+CPU = torch.device("cpu")
+BATCH = 5
+
+
+@pytest.fixture(scope="module")
+def wide() -> FlatNetwork:
+    """Wide enough for every convolution that the compiler gets in another form: 3 -> 16 -> 16 channels."""
+    return FlatNetwork(partial(ConvNet, depth=2, width=16), (3, 8, 8), 4)
+
+
+@pytest.fixture(scope="module")
+def compiled(wide: FlatNetwork) -> CompiledDerivatives:
+    """Compiled once for all tests of this file, in the double precision that they call it with."""
+    return CompiledDerivatives(wide, BATCH, CPU)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler is given, run as it is."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+def arguments(network: FlatNetwork, stream: Stream, networks: int = 1, batch: int = BATCH) -> tuple[Tensor, ...]:
+    """theta, images, labels and a cotangent in float64."""
+    theta = torch.stack([network.initial(stream.at("theta", k)).double() for k in range(networks)])
+    images = randn(stream.at("images"), networks, batch, *network.image_shape)
+    labels = (torch.arange(networks * batch) % network.num_classes).view(networks, batch)
+    return theta, images, labels, randn(stream.at("cotangent"), *theta.shape)
+
+
+def assert_close(ours: tuple[Tensor, ...], oracle: tuple[Tensor, ...], tolerance: float = 1e-10) -> None:
+    for part, expected in zip(ours, oracle, strict=True):
+        assert part.shape == expected.shape
+        assert (part - expected).norm() <= tolerance * expected.norm()
+
+
+def test_a_sweep_is_the_derivative_of_gradient_times_cotangent(network: FlatNetwork, stream: Stream) -> None:
+    theta, images, labels, cotangent = arguments(network, stream, networks=2)
+    theta.requires_grad_()
+    images.requires_grad_()
+    losses = torch.stack([torch.nn.functional.cross_entropy(network(theta[k], images[k]), labels[k]) for k in range(2)])
+    (g,) = torch.autograd.grad(losses.sum(), theta, create_graph=True)
+    s = (g * cotangent).sum(1)
+    plain = Derivatives(network)
+    torch.testing.assert_close(plain.loss(theta, images, labels), losses)
+    torch.testing.assert_close(plain.gradient(theta, images, labels), g.detach())
+    expected = (s.detach(), *torch.autograd.grad(s.sum(), (theta, images)))
+    assert_close(plain.sweep(theta, images, labels, cotangent), expected)
+
+
+def test_compiled_derivatives_equal_plain_ones(
+    wide: FlatNetwork, compiled: CompiledDerivatives, stream: Stream, caplog: pytest.LogCaptureFixture
+) -> None:
+    theta, images, labels, cotangent = arguments(wide, stream)
+    with caplog.at_level(logging.WARNING, "mim4dd_pl"):
+        gradient = compiled.gradient(theta, images, labels)
+        sweep = compiled.sweep(theta, images, labels, cotangent)
+    assert not [record for record in caplog.records if record.name.startswith("mim4dd_pl")]  # it did compile
+    plain = Derivatives(wide)
+    assert not torch.equal(gradient, plain.gradient(theta, images, labels))  # and is another computation
+    assert_close((gradient,), (plain.gradient(theta, images, labels),))
+    assert_close(sweep, plain.sweep(theta, images, labels, cotangent))
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), Momentum(0.9), Adam(eps=1e-3)], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("window", [None, range(1, 3)], ids=["whole", "truncated"])
+def test_a_compiled_unroll_equals_the_full_graph(
+    wide: FlatNetwork, compiled: CompiledDerivatives, stream: Stream, optimizer: Any, window: range | None
+) -> None:
+    theta, images, labels, cotangent = arguments(wide, stream)
+    augment, student_lr = DSA(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    inputs = (images[0].requires_grad_(), student_lr, theta.requires_grad_())
+
+    def minibatch(images: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        return augment(images, stream.at("augment", step))[None], labels
+
+    def gradients(unroll: ExactUnroll | FullGraphUnroll, engine: Derivatives) -> tuple[Tensor, ...]:
+        student = unroll(engine, optimizer, minibatch, *inputs, 4, window)
+        return torch.autograd.grad((student * cotangent).sum(), inputs, materialize_grads=True, allow_unused=True)
+
+    assert_close(gradients(ExactUnroll(), compiled), gradients(FullGraphUnroll(), Derivatives(wide)))
+
+
+def test_a_minibatch_of_another_size_takes_the_plain_way(
+    wide: FlatNetwork, compiled: CompiledDerivatives, stream: Stream
+) -> None:
+    theta, images, labels, cotangent = arguments(wide, stream, batch=BATCH - 2)
+    plain = Derivatives(wide)
+    assert torch.equal(compiled.gradient(theta, images, labels), plain.gradient(theta, images, labels))
+    for ours, oracle in zip(
+        compiled.sweep(theta, images, labels, cotangent), plain.sweep(theta, images, labels, cotangent), strict=True
+    ):
+        assert torch.equal(ours, oracle)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("settings", [{"norm": "group"}, {"norm": "layer"}, {"norm": "none"}, {"pooling": "max"}])
+@pytest.mark.parametrize("networks", [1, 2])
+def test_what_is_compiled_equals_the_plain_derivatives(settings: dict[str, Any], networks: int, stream: Stream) -> None:
+    network = FlatNetwork(partial(ConvNet, depth=2, width=16, **settings), (3, 8, 8), 4)
+    theta, images, labels, cotangent = arguments(network, stream, networks)
+    ours, plain = CompiledDerivatives(network, BATCH, CPU), Derivatives(network)
+    assert_close((ours.gradient(theta, images, labels),), (plain.gradient(theta, images, labels),))
+    assert_close(ours.sweep(theta, images, labels, cotangent), plain.sweep(theta, images, labels, cotangent))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_in_single_precision_a_sweep_of_the_standard_network_keeps_three_digits(stream: Stream) -> None:
+    """ConvNetD3-128 on CIFAR-10 shapes against double precision: the form that is compiled beside the plain one."""
+    network = FlatNetwork(partial(ConvNet, depth=3, width=128), (3, 32, 32), 10)
+    theta, images, labels, cotangent = arguments(network, stream)
+    exact = Derivatives(network).sweep(theta, images, labels, cotangent)
+    single = [part if part.dtype == torch.int64 else part.float() for part in (theta, images, labels, cotangent)]
+    for engine in (Derivatives(network), CompiledDerivatives(network, BATCH, CPU)):
+        assert_close(tuple(part.double() for part in engine.sweep(*single)), exact, tolerance=1e-3)
+
+
+def test_what_does_not_compile_runs_plainly_after_one_warning(
+    wide: FlatNetwork, stream: Stream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def call(*_: Tensor) -> Tensor:
+            raise RuntimeError("no C++ compiler\nand a long story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    theta, images, labels, cotangent = arguments(wide, stream)
+    engine, plain = CompiledDerivatives(wide, BATCH, CPU), Derivatives(wide)
+    with caplog.at_level(logging.WARNING, "mim4dd_pl"):
+        assert torch.equal(engine.gradient(theta, images, labels), plain.gradient(theta, images, labels))
+        engine.gradient(theta, images, labels)
+        engine.sweep(theta, images, labels, cotangent)
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["no C++ compiler"]
+    assert "\n" not in caplog.records[0].getMessage()
+
+
+def test_auto_compiles_long_work_only(wide: FlatNetwork) -> None:
+    """It decides by the recipe: neither the clock nor the machine takes part."""
+
+    def kind(compile: Any, gradients: int, sweeps: int) -> type[Derivatives]:
+        return type(derivatives(wide, compile, Work(BATCH, gradients, sweeps), CPU))
+
+    assert kind("auto", 1_000, 1_000) is Derivatives
+    assert kind("auto", 100_000, 100_000) is CompiledDerivatives
+    assert kind(True, 1, 0) is CompiledDerivatives
+    assert kind(False, 10**9, 10**9) is Derivatives
+
+
+def test_estimated_work_grows_with_the_batch_and_the_calls(wide: FlatNetwork) -> None:
+    # Two convolutions of 3 -> 16 channels at 8x8 and 16 -> 16 at 4x4, one layer of 64 -> 4; two operations each.
+    forward = 2 * (9 * 3 * 16 * 64 + 9 * 16 * 16 * 16 + 64 * 4)
+    assert Work(7, 10, 0).seconds(wide) == pytest.approx(10 * (1e-3 + 3 * 7 * forward / 1e11))
+    assert Work(7, 0, 10).seconds(wide) == pytest.approx(10 * (3e-3 + 8 * 7 * forward / 1e11))
