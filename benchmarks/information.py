@@ -12,36 +12,29 @@ from functools import partial
 import torch
 
 from benchmarks import rig, step
-from mim4dd_pl.data import ImageSet
+from mim4dd_pl.data import Batch
 from mim4dd_pl.information import InformationTerm
-from mim4dd_pl.modules import DistillationModule
-from mim4dd_pl.networks import ConvNet
-from mim4dd_pl.objectives import Match, TrajectoryMatching
-from mim4dd_pl.population import Experts, Training
+from mim4dd_pl.modules.gradients import information_gradients
+from mim4dd_pl.networks import ConvNet, FlatNetwork
+from mim4dd_pl.objectives import Match
 from mim4dd_pl.randomness import Stream
+from mim4dd_pl.synthetic import SyntheticImages
 
 
 def build(device: torch.device, ipc: int, steps: int) -> rig.Run:
     """An outer step of N = ``steps``; with N = 0, the term alone."""
     if steps:
         return step.build(device, ipc, steps, full=False, compiled=True)
-    network = partial(ConvNet, depth=3, width=128)
-    module = DistillationModule(
-        network,
-        (3, 32, 32),
-        10,
-        TrajectoryMatching(1, 1, 1),
-        Experts("unused", Training(1)),
-        images_per_class=ipc,
-        information=InformationTerm,
-    ).to(device)
-    module.synthetic.start_from_noise(Stream(0))
-    pixels = torch.randint(256, (5000, 3, 32, 32), dtype=torch.uint8, generator=Stream(0).generator())
-    half = torch.full((3,), 0.5)
-    module.real = ImageSet(pixels, torch.arange(5000) % 10, half, half, 10).to(device)
-    theta = module.network.initial(Stream(1)).to(device)[None]
+    network = FlatNetwork(partial(ConvNet, depth=3, width=128), (3, 32, 32), 10)
+    synthetic = SyntheticImages((3, 32, 32), 10, ipc)
+    synthetic.start_from_noise(Stream(0))
+    synthetic.to(device)
+    term = InformationTerm(network.layer_shapes(), 10).to(device)
+    theta = network.initial(Stream(1)).to(device)[None]
     match = Match(torch.zeros(1, device=device), theta, theta)
-    return lambda: module.information_gradients(match, [Stream(2)])
+    images = torch.randn(256, 3, 32, 32, generator=Stream(2).generator()).to(device)
+    real = Batch(images, (torch.arange(256) % 10).to(device))
+    return lambda: information_gradients(match, synthetic, network, term, [real])
 
 
 def main() -> None:

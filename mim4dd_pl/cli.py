@@ -1,8 +1,8 @@
 """The ``mim4dd`` program: LightningCLI with one-line errors.
 
-``fit``, ``validate`` and ``test``, each with ``-c recipe.yaml`` and any number of overlays. A recipe names classes by
-their short names. Exit codes: 0 done, 1 diverged, 2 wrong setting, 3 data, 4 checkpoint, trajectory or artefact, 130
-interrupted, 143 terminated.
+``fit``, ``validate``, ``test`` and ``check``, each with ``-c recipe.yaml`` and any number of overlays. A recipe names
+classes by their short names. Exit codes: 0 done, 1 diverged, 2 wrong setting, 3 data, 4 checkpoint, trajectory or
+artefact, 130 interrupted, 143 terminated.
 """
 
 import logging
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import lightning as L
 import torch
@@ -23,7 +23,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mim4dd_pl.callbacks import AtomicCheckpointIO, ClosingTable, Evaluation, Export, StepProgress
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import StoredFileError, UserError
+from mim4dd_pl.estimate import estimate, show
 from mim4dd_pl.memory import keep_freed_memory
+from mim4dd_pl.modules import DistillationModule, ExpertModule
 from mim4dd_pl.recipes import (
     check_keys,
     check_limits,
@@ -55,6 +57,13 @@ class KeepRecipe(SaveConfigCallback):
         return settings_of(self.parser, self.config)
 
 
+class _Trainer(L.Trainer):
+    def check(self, model: L.LightningModule, datamodule: ImageDataModule) -> None:
+        """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing."""
+        experts = cast(DistillationModule | ExpertModule, model).experts
+        show(estimate(self, model, datamodule), Path(experts.root))
+
+
 class DistillationCLI(LightningCLI):
     """Parses and builds everything first; nothing is written before all of it is known to be good."""
 
@@ -62,6 +71,7 @@ class DistillationCLI(LightningCLI):
         super().__init__(
             L.LightningModule,
             ImageDataModule,
+            trainer_class=_Trainer,
             save_config_callback=KeepRecipe,
             subclass_mode_model=True,
             save_config_kwargs={"overwrite": True},  # a resumed run keeps its folder
@@ -93,7 +103,8 @@ class DistillationCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         known = LightningCLI.subcommands()
         # weights_only is always true (AtomicCheckpointIO), so there is nothing to choose.
-        return {name: known[name] | {"weights_only"} for name in ("fit", "validate", "test")}
+        ours = {name: known[name] | {"weights_only"} for name in ("fit", "validate", "test")}
+        return {**ours, "check": {"model", "datamodule"}}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="The seed of the run.")
@@ -132,11 +143,11 @@ class DistillationCLI(LightningCLI):
         if config.keep_freed_memory:
             keep_freed_memory()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-        if self.subcommand == "fit":
+        if self.subcommand in ("fit", "check"):
             check_trainer(config.trainer, distills=config.model.class_path.endswith("DistillationModule"))
-        if config.ckpt_path is not None:
+        if config.get("ckpt_path") is not None:
             self._continue_run(config)
-        elif self.subcommand != "fit":
+        elif self.subcommand in ("validate", "test"):
             raise StoredFileError(f"{self.subcommand} needs a run to evaluate: add --ckpt_path last or a .ckpt file.")
         if self.subcommand != "fit":
             config.trainer.logger = False  # they print and write nothing
@@ -150,7 +161,7 @@ class DistillationCLI(LightningCLI):
         # Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?
         self._check_callbacks()
         self.datamodule.setup(self.subcommand)
-        if self.subcommand == "fit":
+        if self.subcommand in ("fit", "check"):
             self.model.attach(self.datamodule)
 
     def _check_callbacks(self) -> None:
@@ -160,14 +171,16 @@ class DistillationCLI(LightningCLI):
                 "runs one. Set trainer.devices to 1."
             )
         kinds = [type(callback) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
-        if kinds.count(Evaluation) != 1 and (self.subcommand != "fit" or {Export, ClosingTable} & set(kinds)):
+        if kinds.count(Evaluation) != 1 and (
+            self.subcommand in ("validate", "test") or {Export, ClosingTable} & set(kinds)
+        ):
             raise UserError(f"trainer.callbacks must hold one Evaluation, got {kinds.count(Evaluation)}.")
         if ClosingTable in kinds and Export not in kinds:
             raise UserError("trainer.callbacks: ClosingTable needs Export.")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # The Evaluation callback prints what it measured.
-        quiet = {} if subcommand == "fit" else {"verbose": False}
+        quiet = {} if subcommand in ("fit", "check") else {"verbose": False}
         return {**super()._prepare_subcommand_kwargs(subcommand), **quiet}
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

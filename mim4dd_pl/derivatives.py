@@ -41,6 +41,9 @@ class Sweep(NamedTuple):
 class Derivatives:
     """Derivatives of the mean cross-entropy of a minibatch, by plain autograd.
 
+    On a CPU a large minibatch is taken in equal chunks one after another, as long as the network treats each image
+    alone: as fast, and the memory of a step does not grow with the minibatch.
+
     Args:
         network: The architecture of all K networks.
     """
@@ -54,17 +57,42 @@ class Derivatives:
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """g, shape (K, P), without a graph."""
+        size = self._chunk(images)
+        parts = [self._gradient(theta, x, y) for x, y in zip(images.split(size, 1), labels.split(size, 1), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+
+    def sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
+        """Pull back u = ``cotangent``, shape (K, P), through g; without a graph."""
+        size = self._chunk(images)
+        parts = [
+            self._sweep(theta, x, y, cotangent)
+            for x, y in zip(images.split(size, 1), labels.split(size, 1), strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        s, along_theta, along_images = zip(*parts, strict=True)
+        return Sweep(torch.stack(s).mean(0), torch.stack(along_theta).mean(0), torch.cat(along_images, 1) / len(parts))
+
+    def _chunk(self, images: Tensor) -> int:
+        return images.shape[1] if self.network.mixes_images else chunk_size(images.shape[1], images.device)
+
+    def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             return torch.autograd.grad(self.loss(theta, images.detach(), labels).sum(), theta)[0]
 
-    def sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
-        """Pull back u = ``cotangent``, shape (K, P), through g; without a graph."""
+    def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
         with torch.enable_grad():
             theta, images = theta.detach().requires_grad_(), images.detach().requires_grad_()
             (g,) = torch.autograd.grad(self.loss(theta, images, labels).sum(), theta, create_graph=True)
             s = (g * cotangent.detach()).sum(-1)
             return Sweep(s.detach(), *torch.autograd.grad(s.sum(), (theta, images)))
+
+
+def chunk_size(batch_size: int, device: torch.device) -> int:
+    """The largest divisor of ``batch_size`` up to 64, unless it is small itself; all of it on accelerators."""
+    divisors = [size for size in range(16, 65) if batch_size % size == 0]
+    return divisors[-1] if device.type == "cpu" and divisors else batch_size
 
 
 class CompiledDerivatives(Derivatives):
@@ -81,7 +109,7 @@ class CompiledDerivatives(Derivatives):
 
     def __init__(self, network: FlatNetwork, batch_size: int, device: torch.device) -> None:
         super().__init__(network)
-        self.batch_size = batch_size
+        self.size = batch_size if network.mixes_images else chunk_size(batch_size, device)
         self.device = device
         lowered = FlatNetwork(
             lambda shape, classes: lower(network.factory(shape, classes), device),
@@ -104,45 +132,43 @@ class CompiledDerivatives(Derivatives):
             along, value = grad(s, argnums=(0, 1), has_aux=True)(theta, images)
             return value, *along
 
-        self._gradient = self._compiled(gradient)
-        self._sweep = self._compiled(sweep)
+        self._functions: dict[str, Callable[..., Any]] = {
+            "gradient": self._compiled(gradient),
+            "sweep": self._compiled(sweep),
+        }
 
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        if images.shape[1] == self.batch_size and self._gradient is not None:
-            try:
-                gradient: Tensor = self._call(self._gradient, theta, images, labels)
-                return gradient
-            except Exception as error:  # a compiler fails in as many ways as it has parts
-                self._give_up(error)
-        return super().gradient(theta, images, labels)
+    def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        gradient: Tensor | None = self._call("gradient", theta, images, labels)
+        return super()._gradient(theta, images, labels) if gradient is None else gradient
 
-    def sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
-        if images.shape[1] == self.batch_size and self._sweep is not None:
-            try:
-                return Sweep(*self._call(self._sweep, theta, images, labels, cotangent))
-            except Exception as error:
-                self._give_up(error)
-        return super().sweep(theta, images, labels, cotangent)
+    def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
+        parts: tuple[Tensor, ...] | None = self._call("sweep", theta, images, labels, cotangent)
+        return super()._sweep(theta, images, labels, cotangent) if parts is None else Sweep(*parts)
 
-    def _compiled(self, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., Any] | None:
+    def _compiled(self, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., Any]:
         # Every network and batch size is a variant of the same two functions; the default allows eight.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         graphs = "reduce-overhead" if self.device.type == "cuda" else None
         return torch.compile(function, fullgraph=True, dynamic=False, mode=graphs)
 
-    def _call(self, function: Callable[..., Any], *arguments: Tensor) -> Any:
-        # One mode and one layout, or the compiler would make a variant for each; the functions set modes of their own.
-        with torch.no_grad():
-            results = function(*(argument.detach().contiguous() for argument in arguments))
+    def _call(self, name: str, theta: Tensor, images: Tensor, *others: Tensor) -> Any:
+        """What the compiled function returns; None for another size, or where it does not compile."""
+        if images.shape[1] != self.size or name not in self._functions:
+            return None
+        try:
+            # One mode and one layout, or the compiler would make a variant for each; the functions set their own mode.
+            with torch.no_grad():
+                inputs = [argument.detach().contiguous() for argument in (theta, images, *others)]
+                results = self._functions[name](*inputs)
+        except Exception as error:  # a compiler fails in as many ways as it has parts
+            self._functions = {}
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            _log.warning("%s does not compile here, and goes on at plain speed: %s", self.network.name, reason[:200])
+            return None
         if self.device.type != "cuda":
             return results
         # A CUDA graph writes its next results over these.
         return results.clone() if isinstance(results, Tensor) else tuple(result.clone() for result in results)
-
-    def _give_up(self, error: Exception) -> None:
-        self._gradient = self._sweep = None
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        _log.warning("%s does not compile here, and goes on at plain speed: %s", self.network.name, reason[:200])
 
 
 class Work(NamedTuple):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mim4dd_pl import derivatives as module
 from mim4dd_pl.augment import DSA
-from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives, Work, derivatives
+from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives, Work, chunk_size, derivatives
 from mim4dd_pl.networks import ConvNet, FlatNetwork
 from mim4dd_pl.optimizers import SGD, Adam, Momentum
 from mim4dd_pl.randomness import Stream
@@ -110,6 +111,33 @@ def test_a_minibatch_of_another_size_takes_the_plain_way(
         compiled.sweep(theta, images, labels, cotangent), plain.sweep(theta, images, labels, cotangent), strict=True
     ):
         assert torch.equal(ours, oracle)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("kind", [Derivatives, lambda network: CompiledDerivatives(network, 96, CPU)])
+def test_a_large_minibatch_in_chunks_is_the_whole(
+    network: FlatNetwork, stream: Stream, kind: Callable[[FlatNetwork], Derivatives], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theta, images, labels, cotangent = arguments(network, stream, networks=2, batch=96)
+    engine, sizes, losses = kind(network), [], module._losses
+
+    def spy(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        sizes.append(images.shape[1])
+        return losses(network, theta, images, labels)
+
+    monkeypatch.setattr(module, "_losses", spy)
+    ours = (engine.gradient(theta, images, labels), *engine.sweep(theta, images, labels, cotangent))
+    assert sizes == [48] * 4
+    network.mixes_images = True
+    plain = Derivatives(network)
+    assert_close(ours, (plain.gradient(theta, images, labels), *plain.sweep(theta, images, labels, cotangent)))
+    assert sizes[4:] == [96] * 2
+
+
+def test_chunks_divide_their_minibatch() -> None:
+    sizes = {batch: chunk_size(batch, CPU) for batch in (10, 64, 100, 101, 125, 200, 256, 500)}
+    assert sizes == {10: 10, 64: 64, 100: 50, 101: 101, 125: 25, 200: 50, 256: 64, 500: 50}
+    assert chunk_size(500, torch.device("cuda")) == 500
 
 
 @pytest.mark.usefixtures("uncompiled")

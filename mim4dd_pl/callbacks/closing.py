@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -17,8 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from mim4dd_pl.artefact import read_distilled, sheet
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
-from mim4dd_pl.data import ImageDataModule, ImageSet, InMemory
-from mim4dd_pl.evaluation import Classifiers
+from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
 from mim4dd_pl.files import replacing, write_text
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.population import Training
@@ -94,11 +94,12 @@ class ClosingTable(L.Callback):
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         train, test = data.train.to(module.device), data.test.to(module.device)
 
-        def row(name: str, images: int, students: Classifiers) -> _Row:
+        def row(name: str, sets: Sequence[Indexable], training: Training) -> _Row:
+            students = evaluation.train_students(module, sets, training)
             for batch in test.batches(data.evaluation_batch_size):
                 students.update(batch)
             accuracies = students.accuracies()
-            return _Row(name, images, float(accuracies.mean()), float(accuracies.std()), len(accuracies))
+            return _Row(name, len(sets[0]), float(accuracies.mean()), float(accuracies.std()), len(accuracies))
 
         rows = []
         names = {"last": "distilled (last)"}
@@ -107,13 +108,11 @@ class ClosingTable(L.Callback):
         for which, name in names.items():
             distilled = read_distilled(export.folder(trainer) / which)
             images = InMemory(distilled.images.to(module.device), distilled.labels.to(module.device))
-            students = evaluation.students_on_synthetic(module, [images] * evaluation.num_students)
-            rows.append(row(name, len(images), students))
+            rows.append(row(name, [images] * evaluation.num_students, evaluation.training))
         draws = [_random_real(module, train, number) for number in range(evaluation.num_students)]
-        rows.append(row("random real images", len(draws[0]), evaluation.students_on_synthetic(module, draws)))
+        rows.append(row("random real images", draws, evaluation.training))
         if self.whole_set is not None:
-            students = evaluation.students_on_all(module, train, self.whole_set)
-            rows.append(row("whole training set", len(train), students))
+            rows.append(row("whole training set", [train] * evaluation.num_students, self.whole_set))
         return rows
 
 

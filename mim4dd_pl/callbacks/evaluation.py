@@ -31,30 +31,25 @@ class Evaluation(L.Callback):
         self.num_students = num_students
         self._derivatives: dict[Work, Derivatives] = {}
 
-    def students_on_synthetic(self, module: DistillationModule, sets: Sequence[Indexable]) -> Classifiers:
-        """Fresh students on sets of the size of the synthetic one."""
+    def derivatives_for(self, module: DistillationModule, num_images: int, training: Training) -> Derivatives:
+        """What trains the students of a run on sets of so many images; compiled once."""
         # The work of a whole run, whichever part of it this is, so that a test repeats the fit to the bit.
         trainer = module.trainer
-        evaluations = trainer.max_steps // max(int(trainer.val_check_interval), 1) + 3
-        return self._train(module, sets, self.training, evaluations)
-
-    def students_on_all(self, module: DistillationModule, images: Indexable, training: Training) -> Classifiers:
-        """Fresh students on the whole training set."""
-        return self._train(module, [images] * self.num_students, training, 1)
-
-    def _train(
-        self, module: DistillationModule, sets: Sequence[Indexable], training: Training, times: int
-    ) -> Classifiers:
-        work = training.work(len(sets[0]), times * len(sets))
+        times = trainer.max_steps // max(int(trainer.val_check_interval), 1) + 3
+        work = training.work(num_images, times * self.num_students if training == self.training else self.num_students)
         if work not in self._derivatives:
             self._derivatives[work] = derivatives(module.network, module.compiles, work, module.device)
-        stream = module.stream.at("evaluation")
-        return train_students(self._derivatives[work], sets, training, stream, module.device)
+        return self._derivatives[work]
+
+    def train_students(self, module: DistillationModule, sets: Sequence[Indexable], training: Training) -> Classifiers:
+        """The students of this evaluation, one on each of ``sets``, trained as ``training`` says."""
+        engine = self.derivatives_for(module, len(sets[0]), training)
+        return train_students(engine, sets, training, module.stream.at("evaluation"), module.device)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(DistillationModule, pl_module)
         synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.labels)
-        self._students = self.students_on_synthetic(module, [synthetic] * self.num_students)
+        self._students = self.train_students(module, [synthetic] * self.num_students, self.training)
 
     def on_validation_batch_end(
         self,

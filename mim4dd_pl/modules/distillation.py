@@ -1,20 +1,21 @@
 """Distillation: learn images on which a student follows the experts, and that share information with real ones."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from mim4dd_pl.data import ImageDataModule, ImageSet
-from mim4dd_pl.derivatives import Compile, derivatives
+from mim4dd_pl.data import Batch, ImageDataModule, ImageSet
+from mim4dd_pl.derivatives import Compile, Derivatives, derivatives
 from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance, clip_norm
-from mim4dd_pl.information import Information, InformationTerm
+from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
+from mim4dd_pl.modules.gradients import Gradients, learned, segment_gradients
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
-from mim4dd_pl.objectives import Match, Objective
+from mim4dd_pl.objectives import Objective
 from mim4dd_pl.population import Experts, at_once
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.shapes import ImageShape
@@ -23,19 +24,6 @@ from mim4dd_pl.trajectories import Segment, SegmentReader, TrajectoryStore
 
 InformationFactory = Callable[[Sequence[ImageShape], int], InformationTerm]
 """(shapes of the network's feature maps, num_classes) -> the information term."""
-
-
-class _Gradients(NamedTuple):
-    """What one segment contributes to a step; every field is averaged over segments."""
-
-    host_loss: Tensor  # ()
-    information_loss: Tensor  # ()
-    bounds: Tensor  # (K,) nats
-    host_images: Tensor  # (S, c, h, w)
-    host_lr: Tensor  # ()
-    information_images: Tensor  # (S, c, h, w)
-    information_lr: Tensor  # ()
-    information_parameters: Tensor  # all parameters of heads and critic, one vector
 
 
 class DistillationModule(L.LightningModule):
@@ -72,6 +60,8 @@ class DistillationModule(L.LightningModule):
     segment_target: Tensor
     store: TrajectoryStore
     real: ImageSet
+    reader: SegmentReader
+    derivatives: Derivatives
 
     def __init__(
         self,
@@ -158,11 +148,15 @@ class DistillationModule(L.LightningModule):
             training = ExpertTrainer(self.experts, self.store, self.network, data, self.device, self.compiles)
             while training.train_some():
                 pass
+        self.derivatives = self.choose_derivatives(self.trainer.max_steps)
+        self.reader = SegmentReader(self._read_segment, self.segments_per_step)
+
+    def choose_derivatives(self, steps: int) -> Derivatives:
+        """Compiled or plain derivatives of the inner loop, for so many outer steps."""
         work = self.objective.work(len(self.synthetic))
-        segments = self.trainer.max_steps * self.segments_per_step
+        segments = steps * self.segments_per_step
         work = work._replace(gradients=segments * work.gradients, sweeps=segments * work.sweeps)
-        self.derivatives = derivatives(self.network, self.compiles, work, self.device)
-        self._reader = SegmentReader(self._read_segment, self.segments_per_step)
+        return derivatives(self.network, self.compiles, work, self.device)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         images_and_lr = torch.optim.SGD(
@@ -172,18 +166,15 @@ class DistillationModule(L.LightningModule):
             ],
             momentum=self.momentum,
         )
-        if self.information is None or not self._information_parameters():
+        if self.information is None or not learned(self.information):
             return [images_and_lr]
-        return [images_and_lr, torch.optim.Adam(self._information_parameters(), lr=self.information.lr)]
+        return [images_and_lr, torch.optim.Adam(learned(self.information), lr=self.information.lr)]
 
     # --- one step
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         step = self.global_step
-        # Added in the order of the segments, so that it does not matter which process computed which.
-        groups = torch.arange(self.segments_per_step).split(at_once(self.device))
-        sums = [self._segment_gradients(step, group.tolist()) for group in groups]
-        mean = _Gradients(*(torch.stack(parts).sum(0) / self.segments_per_step for parts in zip(*sums, strict=True)))
+        mean = self.mean_gradients(step)
         factor = self._information_factor(mean)
         gradient = mean.host_images + factor * mean.information_images
         length = gradient.norm()
@@ -202,22 +193,31 @@ class DistillationModule(L.LightningModule):
         self.synthetic.project()
         self._log_step(mean, factor, length)
 
-    def _segment_gradients(self, step: int, indices: Sequence[int]) -> _Gradients:
+    def mean_gradients(self, step: int) -> Gradients:
+        """Mean over the segments of a step."""
+        # Added in the order of the segments, so that it does not matter which process computed which.
+        groups = torch.arange(self.segments_per_step).split(at_once(self.device))
+        sums = [self._segment_gradients(step, group.tolist()) for group in groups]
+        return Gradients(*(torch.stack(parts).sum(0) / self.segments_per_step for parts in zip(*sums, strict=True)))
+
+    def _segment_gradients(self, step: int, indices: Sequence[int]) -> Gradients:
         """The sum over some segments of a step, computed together."""
         streams = [self.stream.at("segment", step, index) for index in indices]
         segments = self._load_segments(step, indices)
         inner = [stream.at("inner loop") for stream in streams]
         match = self.objective(self.derivatives, self.synthetic, segments, inner)
-        through_student = self.information is not None and self.information.through_student
-        learned = (self.synthetic.images, self.synthetic.student_lr)
-        loss = match.loss.sum()
-        host_images, host_lr = torch.autograd.grad(loss, learned, retain_graph=through_student)
-        information = self.information_gradients(match, [stream.at("real batch") for stream in streams])
-        return _Gradients(loss.detach(), *information[:2], host_images, host_lr, *information[2:])
+        real = [] if self.information is None else [self._real_batch(stream.at("real batch")) for stream in streams]
+        return segment_gradients(match, self.synthetic, self.network, self.information, real)
+
+    def _real_batch(self, stream: Stream) -> Batch:
+        # The real images of a step are dealt to its segments: their forward pass is what the term costs.
+        count = cast(InformationTerm, self.information).real_batch_size // self.segments_per_step
+        chosen = torch.randint(len(self.real), (count,), generator=stream.generator())
+        return self.real.batch(chosen.to(self.device))
 
     def _load_segments(self, step: int, indices: Sequence[int]) -> Segment:
         for index in indices:
-            segment = self._reader.read(step, index)
+            segment = self.reader.read(step, index)
             self.segment_start[index].copy_(segment.start)
             self.segment_target[index].copy_(segment.target)
         rows = slice(indices[0], indices[-1] + 1)
@@ -229,55 +229,15 @@ class DistillationModule(L.LightningModule):
         epoch = int(torch.randint(self.objective.max_start_epoch, (), generator=generator))
         return self.store.segment(expert, epoch, self.objective.expert_epochs)
 
-    def information_gradients(
-        self, match: Match, streams: Sequence[Stream]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Loss, bounds, and the term's gradients on images, student lr and its own parameters; all unweighted sums."""
-        images, student_lr = self.synthetic.images, self.synthetic.student_lr
-        if self.information is None:
-            nothing = images.new_zeros(0)
-            return images.new_zeros(()), nothing, torch.zeros_like(images), torch.zeros_like(student_lr), nothing
-        terms = [
-            self._information_term(self.information, student, expert, stream)
-            for student, expert, stream in zip(match.student, match.expert, streams, strict=True)
-        ]
-        loss = torch.stack([term.loss for term in terms]).sum()
-        bounds = torch.stack([term.bounds for term in terms]).sum(0)
-        own = self._information_parameters()
-        gradients = torch.autograd.grad(loss, (images, student_lr, *own), allow_unused=True, materialize_grads=True)
-        flat = torch.cat([images.new_zeros(0), *(gradient.reshape(-1) for gradient in gradients[2:])])
-        return loss.detach(), bounds, gradients[0], gradients[1], flat
-
-    def _information_term(
-        self, information: InformationTerm, student: Tensor, expert: Tensor, stream: Stream
-    ) -> Information:
-        # The real images of a step are dealt to its segments: their forward pass is what the term costs.
-        count = information.real_batch_size // self.segments_per_step
-        chosen = torch.randint(len(self.real), (count,), generator=stream.generator())
-        real = self.real.batch(chosen.to(self.device))
-        sees_synthetic, sees_real = information.features_of(student, expert)
-        term: Information = information(
-            self.network.layers(sees_synthetic, self.synthetic.images),
-            self.network.layers(sees_real, real.images),
-            self.synthetic.labels,
-            real.labels,
-        )
-        return term
-
-    def _information_factor(self, mean: _Gradients) -> Tensor:
+    def _information_factor(self, mean: Gradients) -> Tensor:
         if self.information is None:
             return mean.host_loss.new_zeros(())
         if self.information.balance == "literal":
             return mean.host_loss.new_tensor(self.information.weight)
         return balance(mean.host_images, mean.information_images, self.information.weight)
 
-    def _information_parameters(self) -> list[torch.nn.Parameter]:
-        if self.information is None:
-            return []
-        return [parameter for parameter in self.information.parameters() if parameter.requires_grad]
-
     def _step_optimizers(self, information_gradient: Tensor) -> None:
-        own = self._information_parameters()
+        own = learned(self.information)
         parts = information_gradient.split([parameter.numel() for parameter in own])
         for parameter, part in zip(own, parts, strict=True):
             parameter.grad = part.view_as(parameter)
@@ -288,7 +248,7 @@ class DistillationModule(L.LightningModule):
             # The plain optimiser inside: Lightning counts every step of its own wrapper towards max_steps.
             optimizer.optimizer.step()
 
-    def _log_step(self, mean: _Gradients, factor: Tensor, length: Tensor) -> None:
+    def _log_step(self, mean: Gradients, factor: Tensor, length: Tensor) -> None:
         values = {
             "train/matching_loss": mean.host_loss,
             "train/student_lr": self.synthetic.student_lr.detach(),

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mim4dd_pl.networks.base import Network, NetworkFactory
 from mim4dd_pl.randomness import Stream
@@ -35,6 +36,10 @@ class FlatNetwork:
         factory: Builds the architecture.
         image_shape: (channels, height, width) of one image.
         num_classes: Number of logits C.
+
+    Attributes:
+        num_parameters: P.
+        mixes_images: Whether an image's logits depend on the others of its batch, as batch norm makes them.
     """
 
     def __init__(self, factory: NetworkFactory, image_shape: ImageShape, num_classes: int) -> None:
@@ -47,6 +52,7 @@ class FlatNetwork:
         self._shapes = {name: p.shape for name, p in self._network.named_parameters()}
         self._sizes = [math.prod(shape) for shape in self._shapes.values()]
         self.num_parameters = sum(self._sizes)
+        self.mixes_images = any(isinstance(module, _BatchNorm) for module in self._network.modules())
 
     @property
     def name(self) -> str:

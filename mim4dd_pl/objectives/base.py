@@ -32,10 +32,12 @@ class Objective(ABC):
     Attributes:
         max_start_epoch: Segments start at an epoch t in 0..max_start_epoch-1.
         expert_epochs: M; segments end at t + M.
+        unroll_steps: N; inner steps of a student.
     """
 
     max_start_epoch: int
     expert_epochs: int
+    unroll_steps: int
 
     @property
     def last_epoch(self) -> int:

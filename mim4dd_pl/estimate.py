@@ -1,0 +1,207 @@
+"""What a run will take, from a few measured steps of each of its parts: minutes, memory, disk.
+
+Every part is run for about a second as the run itself would do it, compiled where the run would compile (which the run
+then finds in the compiler's cache), and multiplied. Nothing is written.
+"""
+
+import copy
+import os
+import resource
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+import torch
+
+from mim4dd_pl.callbacks import ClosingTable, Evaluation
+from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
+from mim4dd_pl.derivatives import Derivatives
+from mim4dd_pl.evaluation import Classifiers
+from mim4dd_pl.modules import DistillationModule, ExpertModule
+from mim4dd_pl.population import Experts, Training, at_once, train
+from mim4dd_pl.randomness import Stream
+from mim4dd_pl.trajectories import Segment
+
+_MEASURED_SECONDS = 1.5
+
+
+class Estimate(NamedTuple):
+    """Minutes by stage; peak memory of the process (or of the CUDA device) and new files, in GiB."""
+
+    minutes: dict[str, float]
+    memory: float
+    disk: float
+
+
+def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModule) -> Estimate:
+    """Measure a few steps of every stage that ``fit`` would run.
+
+    Args:
+        trainer: With the callbacks of the recipe.
+        module: Attached to ``data``.
+        data: Set up.
+    """
+    device = trainer.strategy.root_device
+    module.to(device)
+    if isinstance(module, ExpertModule):
+        minutes, disk = _experts(module, module.experts, data, device)
+        return Estimate({"experts": minutes}, _peak(device), disk)
+    if not isinstance(module, DistillationModule):
+        raise TypeError(f"Expected a DistillationModule or an ExpertModule, got {type(module).__name__}.")
+    module.trainer = trainer
+    minutes, disk = _experts(module, module.experts, data, device)
+    stages = {"experts": minutes}
+    distillation, growth = _outer_steps(module, data, trainer.max_steps)
+    stages["distillation"] = distillation
+    images = 4 * module.synthetic.images.numel()
+    heads = 0 if module.information is None else sum(part.numel() for part in module.information.parameters())
+    # A checkpoint holds images and momentum, heads and Adam's two moments; best and last are artefacts with previews.
+    disk += (2 * images + 12 * heads + 2 * 1.5 * images) / 2**30
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Evaluation):
+            stages["evaluation"], stages["closing table"] = _evaluation(trainer, module, data, callback)
+    return Estimate(stages, _peak(device) + growth, disk)
+
+
+def show(expected: Estimate, folder: Path) -> None:
+    """Print the estimate beside what this machine has, the disk being that of ``folder``."""
+    for stage, minutes in expected.minutes.items():
+        print(f"{stage:<14} {minutes:8.1f} min")
+    print(f"{'in all':<14} {sum(expected.minutes.values()):8.1f} min")
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * _memory():.0f}")
+    print(f"{'disk':<14} {1024 * expected.disk:8.0f} MiB of {1024 * free:.0f} free")
+
+
+def _memory() -> float:
+    """GiB of the CUDA device if there is one, of the machine otherwise."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory) / 2**30
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def _experts(
+    module: DistillationModule | ExpertModule, experts: Experts, data: ImageDataModule, device: torch.device
+) -> tuple[float, float]:
+    """Minutes and GiB of the experts that are missing."""
+    missing = len(experts.missing(module.store))
+    if not missing:
+        return 0.0, 0.0
+    images = data.train.to(device)
+    engine = experts.derivatives(module.network, images, module.compiles, device)
+    networks = min(missing, at_once(device))
+    step = _training_step(engine, images, experts.training, networks)
+    validation = _classification(engine, data.validation.to(device), data.evaluation_batch_size)
+    seconds = missing * (experts.training.steps(len(images)) * step + validation)
+    size = 4 if experts.storage == "float32" else 2
+    rows = experts.training.epochs + 1
+    return seconds / 60, missing * rows * module.network.num_parameters * size / 2**30
+
+
+def _outer_steps(module: DistillationModule, data: ImageDataModule, steps: int) -> tuple[float, float]:
+    """Minutes of all outer steps, and GiB by which the inner steps that were not run will raise the peak."""
+    module.real = data.train.to(module.device)
+    module.derivatives = module.choose_derivatives(steps)
+    module.reader = _MadeUpSegments(module)  # type: ignore[assignment]
+    whole = module.objective
+    few, more = min(2, whole.unroll_steps), min(6, whole.unroll_steps)
+    seconds, peaks = [], []
+    for count in (few, more):
+        module.objective = copy.copy(whole)
+        module.objective.unroll_steps = count
+        seconds.append(_seconds(lambda: module.mean_gradients(0)))
+        peaks.append(_peak(module.device))
+    module.objective = whole
+    if more == few:
+        return steps * seconds[1] / 60, 0.0
+    left = (whole.unroll_steps - more) / (more - few)
+    second = seconds[1] + left * max(seconds[1] - seconds[0], 0.0)
+    return steps * second / 60, left * max(peaks[1] - peaks[0], 0.0)
+
+
+def _evaluation(
+    trainer: L.Trainer, module: DistillationModule, data: ImageDataModule, evaluation: Evaluation
+) -> tuple[float, float]:
+    """Minutes of the evaluations during the run, and of the closing table."""
+    device, training = module.device, evaluation.training
+    synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.labels)
+    engine = evaluation.derivatives_for(module, len(synthetic), training)
+    step = _training_step(engine, synthetic, training, min(evaluation.num_students, at_once(device)))
+    students = evaluation.num_students * training.steps(len(synthetic)) * step
+    batch_size = data.evaluation_batch_size
+    validation, test = (
+        evaluation.num_students * _classification(engine, images.to(device), batch_size)
+        for images in (data.validation, data.test)
+    )
+    during = trainer.max_steps // int(trainer.val_check_interval) * (students + validation)
+    closing = 0.0
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ClosingTable):
+            closing += 3 * (students + test)  # best, last and random real images
+            if callback.whole_set is not None:
+                train = data.train.to(device)
+                engine = evaluation.derivatives_for(module, len(train), callback.whole_set)
+                step = _training_step(engine, train, callback.whole_set, min(evaluation.num_students, at_once(device)))
+                closing += evaluation.num_students * callback.whole_set.steps(len(train)) * step + test
+    return during / 60, closing / 60
+
+
+class _MadeUpSegments:
+    """Segments for measuring without experts: two initialisations."""
+
+    def __init__(self, module: DistillationModule) -> None:
+        self._segment = Segment(*(module.network.initial(Stream(number)) for number in range(2)))
+
+    def read(self, step: int, index: int) -> Segment:
+        return self._segment
+
+
+def _training_step(engine: Derivatives, images: Indexable, training: Training, networks: int) -> float:
+    """Seconds of one step of one network."""
+    device = torch.device("cpu")
+    few: Indexable = images
+    if isinstance(images, ImageSet):
+        device = images.images.device
+        count = min(len(images), 4 * training.batch_size)
+        few = replace(images, images=images.images[:count], labels=images.labels[:count])
+    elif isinstance(images, InMemory):
+        device = images.images.device
+    streams = [Stream(number) for number in range(networks)]
+    theta = torch.stack([engine.network.initial(stream) for stream in streams]).to(device)
+    short = replace(training, epochs=max(1, 8 // training.steps(len(few)) * training.epochs))
+    steps = networks * short.steps(len(few))
+    return _seconds(lambda: deque(train(engine, theta, [few] * networks, short, streams), maxlen=0)) / steps
+
+
+def _classification(engine: Derivatives, images: ImageSet, batch_size: int) -> float:
+    """Seconds in which one network classifies ``images``."""
+    batch = images.batch(torch.arange(min(batch_size, len(images)), device=images.labels.device))
+    classifiers = Classifiers(engine.network, [engine.network.initial(Stream(0)).to(images.images.device)])
+    return _seconds(lambda: classifiers.update(batch)) * len(images) / len(batch.labels)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Seconds of one run: after a first one, the mean over those that fit into the time for measuring."""
+    run()
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < _MEASURED_SECONDS:
+        run()
+        count += 1
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / count
+
+
+def _peak(device: torch.device) -> float:
+    """GiB that this process has held at most; on a CUDA device, of its memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

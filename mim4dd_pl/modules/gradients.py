@@ -1,0 +1,84 @@
+"""What the segments of an outer step contribute to it: gradients of the host and of the information term."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd_pl.data import Batch
+from mim4dd_pl.information import Information, InformationTerm
+from mim4dd_pl.networks import FlatNetwork
+from mim4dd_pl.objectives import Match
+from mim4dd_pl.synthetic import SyntheticImages
+
+
+class Gradients(NamedTuple):
+    """Losses and gradients of some segments, added; the two terms apart and unweighted."""
+
+    host_loss: Tensor  # ()
+    host_images: Tensor  # (S, c, h, w)
+    host_lr: Tensor  # ()
+    information_loss: Tensor  # ()
+    bounds: Tensor  # (K,) nats, of K layers
+    information_images: Tensor  # (S, c, h, w)
+    information_lr: Tensor  # ()
+    information_parameters: Tensor  # all parameters of heads and critic, one vector
+
+
+def segment_gradients(
+    match: Match,
+    synthetic: SyntheticImages,
+    network: FlatNetwork,
+    information: InformationTerm | None,
+    real: Sequence[Batch],
+) -> Gradients:
+    """Differentiate both terms.
+
+    Args:
+        match: The host's answer for some segments.
+        synthetic: Images and student learning rate to learn.
+        network: Architecture of student and expert.
+        information: The information term, if any.
+        real: Real images for it, one batch for each segment.
+    """
+    loss = match.loss.sum()
+    keep = information is not None and information.through_student
+    host_images, host_lr = torch.autograd.grad(loss, (synthetic.images, synthetic.student_lr), retain_graph=keep)
+    term = information_gradients(match, synthetic, network, information, real)
+    return Gradients(loss.detach(), host_images, host_lr, *term)
+
+
+def information_gradients(
+    match: Match,
+    synthetic: SyntheticImages,
+    network: FlatNetwork,
+    information: InformationTerm | None,
+    real: Sequence[Batch],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The last five fields of :class:`Gradients`; zeros, and empty bounds and parameters, without the term."""
+    images, student_lr = synthetic.images, synthetic.student_lr
+    if information is None:
+        nothing = images.new_zeros(0)
+        return images.new_zeros(()), nothing, torch.zeros_like(images), torch.zeros_like(student_lr), nothing
+    terms = []
+    for student, expert, batch in zip(match.student, match.expert, real, strict=True):
+        sees_synthetic, sees_real = information.features_of(student, expert)
+        term: Information = information(
+            network.layers(sees_synthetic, images),
+            network.layers(sees_real, batch.images),
+            synthetic.labels,
+            batch.labels,
+        )
+        terms.append(term)
+    loss = torch.stack([term.loss for term in terms]).sum()
+    bounds = torch.stack([term.bounds for term in terms]).sum(0)
+    own = learned(information)
+    gradients = torch.autograd.grad(loss, (images, student_lr, *own), allow_unused=True, materialize_grads=True)
+    flat = torch.cat([images.new_zeros(0), *(gradient.reshape(-1) for gradient in gradients[2:])])
+    return loss.detach(), bounds, gradients[0], gradients[1], flat
+
+
+def learned(information: InformationTerm | None) -> list[nn.Parameter]:
+    """What heads and critic learn."""
+    return [] if information is None else [part for part in information.parameters() if part.requires_grad]
