@@ -61,7 +61,7 @@ class _Trainer(L.Trainer):
     def check(self, model: L.LightningModule, datamodule: ImageDataModule) -> None:
         """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing."""
         experts = cast(DistillationModule | ExpertModule, model).experts
-        show(estimate(self, model, datamodule), Path(experts.root))
+        show(estimate(self, model, datamodule), self.strategy.root_device, Path(experts.root))
 
 
 class DistillationCLI(LightningCLI):

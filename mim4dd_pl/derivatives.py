@@ -41,8 +41,8 @@ class Sweep(NamedTuple):
 class Derivatives:
     """Derivatives of the mean cross-entropy of a minibatch, by plain autograd.
 
-    On a CPU a large minibatch is taken in equal chunks one after another, as long as the network treats each image
-    alone: as fast, and the memory of a step does not grow with the minibatch.
+    On a CPU a large minibatch is taken in equal chunks of at most 64 images one after another, where its size has such
+    a divisor and the network treats each image alone: as fast, in the memory of a chunk.
 
     Args:
         network: The architecture of all K networks.
@@ -61,17 +61,22 @@ class Derivatives:
         parts = [self._gradient(theta, x, y) for x, y in zip(images.split(size, 1), labels.split(size, 1), strict=True)]
         return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
 
-    def sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
-        """Pull back u = ``cotangent``, shape (K, P), through g; without a graph."""
+    def sweep(
+        self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool = True
+    ) -> Sweep:
+        """Pull back u = ``cotangent``, shape (K, P), through g; without a graph.
+
+        Without ``along_theta`` that derivative is not computed, and zero.
+        """
         size = self._chunk(images)
         parts = [
-            self._sweep(theta, x, y, cotangent)
+            self._sweep(theta, x, y, cotangent, along_theta)
             for x, y in zip(images.split(size, 1), labels.split(size, 1), strict=True)
         ]
         if len(parts) == 1:
             return parts[0]
-        s, along_theta, along_images = zip(*parts, strict=True)
-        return Sweep(torch.stack(s).mean(0), torch.stack(along_theta).mean(0), torch.cat(along_images, 1) / len(parts))
+        s, to_theta, to_images = zip(*parts, strict=True)
+        return Sweep(torch.stack(s).mean(0), torch.stack(to_theta).mean(0), torch.cat(to_images, 1) / len(parts))
 
     def _chunk(self, images: Tensor) -> int:
         return images.shape[1] if self.network.mixes_images else chunk_size(images.shape[1], images.device)
@@ -81,16 +86,18 @@ class Derivatives:
             theta = theta.detach().requires_grad_()
             return torch.autograd.grad(self.loss(theta, images.detach(), labels).sum(), theta)[0]
 
-    def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
+    def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool) -> Sweep:
         with torch.enable_grad():
             theta, images = theta.detach().requires_grad_(), images.detach().requires_grad_()
             (g,) = torch.autograd.grad(self.loss(theta, images, labels).sum(), theta, create_graph=True)
             s = (g * cotangent.detach()).sum(-1)
-            return Sweep(s.detach(), *torch.autograd.grad(s.sum(), (theta, images)))
+            if along_theta:
+                return Sweep(s.detach(), *torch.autograd.grad(s.sum(), (theta, images)))
+            return Sweep(s.detach(), torch.zeros_like(theta), torch.autograd.grad(s.sum(), images)[0])
 
 
 def chunk_size(batch_size: int, device: torch.device) -> int:
-    """The largest divisor of ``batch_size`` up to 64, unless it is small itself; all of it on accelerators."""
+    """The largest divisor of ``batch_size`` in 16..64; all of it where there is none, and on accelerators."""
     divisors = [size for size in range(16, 65) if batch_size % size == 0]
     return divisors[-1] if device.type == "cpu" and divisors else batch_size
 
@@ -99,7 +106,7 @@ class CompiledDerivatives(Derivatives):
     """The same, compiled for minibatches of one size; others, such as the rest of an epoch, take the plain way.
 
     The first call of each function compiles it (half a minute; seconds from torch's cache). Where that fails, it warns
-    once and stays plain.
+    and the function stays plain.
 
     Args:
         network: The architecture.
@@ -129,21 +136,28 @@ class CompiledDerivatives(Derivatives):
                 value = jvp(lambda theta: losses(theta, images, labels), (theta,), (cotangent,))[1]
                 return value.sum(), value
 
-            along, value = grad(s, argnums=(0, 1), has_aux=True)(theta, images)
-            return value, *along
+            (to_theta, to_images), value = grad(s, argnums=(0, 1), has_aux=True)(theta, images)
+            return value, to_theta, to_images
+
+        def direct(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            value, _, to_images = sweep(theta, images, labels, cotangent)
+            return value, torch.zeros_like(theta), to_images  # the compiler leaves out what is not returned
 
         self._functions: dict[str, Callable[..., Any]] = {
             "gradient": self._compiled(gradient),
             "sweep": self._compiled(sweep),
+            "direct": self._compiled(direct),
         }
+        self._proven: set[str] = set()
 
     def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         gradient: Tensor | None = self._call("gradient", theta, images, labels)
         return super()._gradient(theta, images, labels) if gradient is None else gradient
 
-    def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
-        parts: tuple[Tensor, ...] | None = self._call("sweep", theta, images, labels, cotangent)
-        return super()._sweep(theta, images, labels, cotangent) if parts is None else Sweep(*parts)
+    def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool) -> Sweep:
+        name = "sweep" if along_theta else "direct"
+        parts: tuple[Tensor, ...] | None = self._call(name, theta, images, labels, cotangent)
+        return super()._sweep(theta, images, labels, cotangent, along_theta) if parts is None else Sweep(*parts)
 
     def _compiled(self, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., Any]:
         # Every network and batch size is a variant of the same two functions; the default allows eight.
@@ -161,10 +175,13 @@ class CompiledDerivatives(Derivatives):
                 inputs = [argument.detach().contiguous() for argument in (theta, images, *others)]
                 results = self._functions[name](*inputs)
         except Exception as error:  # a compiler fails in as many ways as it has parts
-            self._functions = {}
+            if name in self._proven or isinstance(error, torch.OutOfMemoryError):
+                raise
+            del self._functions[name]
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             _log.warning("%s does not compile here, and goes on at plain speed: %s", self.network.name, reason[:200])
             return None
+        self._proven.add(name)
         if self.device.type != "cuda":
             return results
         # A CUDA graph writes its next results over these.
@@ -195,21 +212,17 @@ class Work(NamedTuple):
         return self.gradients * (1e-3 + 3 * forward) + self.sweeps * (3e-3 + 8 * forward)
 
 
-def derivatives(network: FlatNetwork, compile: Compile, work: Work, device: torch.device) -> Derivatives:
-    """Compiled or plain derivatives, for ``work``.
+def worth_compiling(network: FlatNetwork, compile: Compile, work: Work) -> bool:
+    """Whether to compile for ``work``: as ``compile`` says, or with ``auto`` where the plain way would take minutes.
 
-    ``auto`` compiles where the plain way would take minutes. It decides by the recipe and not by the clock, so that a
-    resumed run decides as the first one did.
-
-    Args:
-        network: The architecture.
-        compile: ``auto``, or the decision.
-        work: What is to come.
-        device: Where the networks will live.
+    It goes by the recipe and not by the clock, so that a repeated run decides as the first one did.
     """
-    if compile is True or (compile == "auto" and work.seconds(network) > _WORTH_COMPILING):
-        return CompiledDerivatives(network, work.batch_size, device)
-    return Derivatives(network)
+    return bool(work.seconds(network) > _WORTH_COMPILING) if compile == "auto" else compile
+
+
+def derivatives(network: FlatNetwork, compile: bool, batch_size: int, device: torch.device) -> Derivatives:
+    """Compiled or plain derivatives for minibatches of ``batch_size`` on ``device``."""
+    return CompiledDerivatives(network, batch_size, device) if compile else Derivatives(network)
 
 
 def _losses(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:

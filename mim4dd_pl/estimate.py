@@ -1,6 +1,6 @@
 """What a run will take, from a few measured steps of each of its parts: minutes, memory, disk.
 
-Every part is run for about a second as the run itself would do it, compiled where the run would compile (which the run
+Every part is run for a second or two as the run itself would do it, compiled where the run would compile (which the run
 then finds in the compiler's cache), and multiplied. Nothing is written.
 """
 
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from mim4dd_pl.callbacks import ClosingTable, Evaluation
 from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
@@ -57,8 +58,8 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     module.trainer = trainer
     minutes, disk = _experts(module, module.experts, data, device)
     stages = {"experts": minutes}
-    distillation, growth = _outer_steps(module, data, trainer.max_steps)
-    stages["distillation"] = distillation
+    stages["distillation"], growth = _outer_steps(module, data, trainer.max_steps)
+    memory = _peak(device) + growth
     images = 4 * module.synthetic.images.numel()
     heads = 0 if module.information is None else sum(part.numel() for part in module.information.parameters())
     # A checkpoint holds images and momentum, heads and Adam's two moments; best and last are artefacts with previews.
@@ -66,24 +67,24 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evaluation):
             stages["evaluation"], stages["closing table"] = _evaluation(trainer, module, data, callback)
-    return Estimate(stages, _peak(device) + growth, disk)
+    return Estimate(stages, max(memory, _peak(device)), disk)
 
 
-def show(expected: Estimate, folder: Path) -> None:
-    """Print the estimate beside what this machine has, the disk being that of ``folder``."""
+def show(expected: Estimate, device: torch.device, folder: Path) -> None:
+    """Print the estimate beside what ``device`` and the disk of ``folder`` have."""
     for stage, minutes in expected.minutes.items():
         print(f"{stage:<14} {minutes:8.1f} min")
     print(f"{'in all':<14} {sum(expected.minutes.values()):8.1f} min")
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free / 2**30
-    print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * _memory():.0f}")
+    print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * _memory(device):.0f}")
     print(f"{'disk':<14} {1024 * expected.disk:8.0f} MiB of {1024 * free:.0f} free")
 
 
-def _memory() -> float:
-    """GiB of the CUDA device if there is one, of the machine otherwise."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory) / 2**30
+def _memory(device: torch.device) -> float:
+    """GiB of the CUDA device, or of the machine."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
@@ -112,18 +113,32 @@ def _outer_steps(module: DistillationModule, data: ImageDataModule, steps: int) 
     module.reader = _MadeUpSegments(module)  # type: ignore[assignment]
     whole = module.objective
     few, more = min(2, whole.unroll_steps), min(6, whole.unroll_steps)
-    seconds, peaks = [], []
+    seconds, saved = [], []
     for count in (few, more):
         module.objective = copy.copy(whole)
         module.objective.unroll_steps = count
         seconds.append(_seconds(lambda: module.mean_gradients(0)))
-        peaks.append(_peak(module.device))
+        saved.append(_saved_for_backward(module))
     module.objective = whole
-    if more == few:
-        return steps * seconds[1] / 60, 0.0
-    left = (whole.unroll_steps - more) / (more - few)
+    left = (whole.unroll_steps - more) / max(more - few, 1)
     second = seconds[1] + left * max(seconds[1] - seconds[0], 0.0)
-    return steps * second / 60, left * max(peaks[1] - peaks[0], 0.0)
+    return steps * second / 60, left * (saved[1] - saved[0])
+
+
+def _saved_for_backward(module: DistillationModule) -> float:
+    """GiB that the host keeps of a forward pass: what grows with the number of inner steps."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    count = min(module.segments_per_step, at_once(module.device))
+    segment = module.reader.read(0, 0)
+    segments = Segment(*(row.to(module.device).expand(count, -1) for row in segment))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module.objective(module.derivatives, module.synthetic, segments, [Stream(number) for number in range(count)])
+    return sum(storages.values()) / 2**30
 
 
 def _evaluation(
@@ -175,7 +190,7 @@ def _training_step(engine: Derivatives, images: Indexable, training: Training, n
         device = images.images.device
     streams = [Stream(number) for number in range(networks)]
     theta = torch.stack([engine.network.initial(stream) for stream in streams]).to(device)
-    short = replace(training, epochs=max(1, 8 // training.steps(len(few)) * training.epochs))
+    short = replace(training, epochs=max(1, 8 * training.epochs // training.steps(len(few))))
     steps = networks * short.steps(len(few))
     return _seconds(lambda: deque(train(engine, theta, [few] * networks, short, streams), maxlen=0)) / steps
 
@@ -194,7 +209,7 @@ def _seconds(run: Callable[[], object]) -> float:
     while time.perf_counter() - started < _MEASURED_SECONDS:
         run()
         count += 1
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / count
 

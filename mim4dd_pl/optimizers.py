@@ -18,6 +18,10 @@ State = tuple[Tensor, ...]
 class InnerOptimizer(ABC):
     """A rule theta, state, gradient -> direction, state."""
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
     @abstractmethod
     def initial(self, theta: Tensor) -> State:
         """The state before the first step."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mim4dd_pl.augment import DSA
 from mim4dd_pl.data.sets import Indexable
-from mim4dd_pl.derivatives import Compile, Derivatives, Work, derivatives
+from mim4dd_pl.derivatives import Compile, Derivatives, Work, derivatives, worth_compiling
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.trajectories import Storage, TrajectorySpec, TrajectoryStore
@@ -159,7 +159,8 @@ class Experts:
         self, network: FlatNetwork, images: Indexable, compile: Compile, device: torch.device
     ) -> Derivatives:
         """What :meth:`train` needs to train the experts."""
-        return derivatives(network, compile, self.training.work(len(images), self.num_experts), device)
+        work = self.training.work(len(images), self.num_experts)
+        return derivatives(network, worth_compiling(network, compile, work), work.batch_size, device)
 
     def train(
         self, experts: Sequence[int], derivatives: Derivatives, images: Indexable, device: torch.device

@@ -16,6 +16,7 @@ from mim4dd_pl.errors import UserError
 from mim4dd_pl.information import Critic, InformationTerm
 from mim4dd_pl.networks import Network
 from mim4dd_pl.objectives import Objective
+from mim4dd_pl.optimizers import InnerOptimizer
 from mim4dd_pl.unroll import Unroll
 
 _SHORT_NAMES: dict[str, Sequence[str]] = {
@@ -24,6 +25,7 @@ _SHORT_NAMES: dict[str, Sequence[str]] = {
     "source": [kind.__name__ for kind in Source.__subclasses__()],
     "network": [kind.__name__ for kind in Network.__subclasses__()],
     "objective": [kind.__name__ for kind in Objective.__subclasses__()],
+    "optimizer": [kind.__name__ for kind in InnerOptimizer.__subclasses__()],
     "unroll": [kind.__name__ for kind in Unroll.__subclasses__()],
     "critic": [kind.__name__ for kind in Critic.__subclasses__()],
     "information": [InformationTerm.__name__],

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -130,7 +131,8 @@ class TrajectoryStore:
                 segment = Segment(rows[start_epoch].float(), rows[start_epoch + expert_epochs].float())
         except (OSError, SafetensorError) as error:
             raise StoredFileError(f"{path} cannot be read: {error}. {self._remedy}") from error
-        if not all(torch.isfinite(row).all() for row in segment):
+        # With numpy: torch would start a second team of threads for the thread that reads ahead.
+        if not all(np.isfinite(row.numpy()).all() for row in segment):
             raise StoredFileError(f"{path} holds parameters that are not finite: the expert diverged. {self._remedy}")
         return segment
 
@@ -189,3 +191,7 @@ class SegmentReader:
         following = (step, index + 1) if index + 1 < self._per_step else (step + 1, 0)
         self._ahead = {following: self._thread.submit(self._read, *following)}
         return wanted.result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -60,11 +60,14 @@ class Unroll(ABC):
             student_lr: alpha, shape (), positive.
             start: theta_0 of each student, shape (K, P).
             steps: N, at least 1.
-            window: Truncation: only these consecutive steps count as depending on images and student_lr, and only
-                with step 0 among them does the result depend on ``start``. All steps by default.
+            window: Truncation, for hosts that want it: only these consecutive steps count as depending on images and
+                student_lr, and only with step 0 among them does the result depend on ``start``. All by default.
 
         Returns:
             theta_N of each student, shape (K, P), with a graph to ``images``, ``student_lr`` and ``start``.
+
+        Raises:
+            ValueError: If ``window`` is empty or not consecutive steps of 0..N-1.
         """
 
 
@@ -82,7 +85,7 @@ class ExactUnroll(Unroll):
         steps: int,
         window: range | None = None,
     ) -> Tensor:
-        plan = _Plan(derivatives, optimizer, minibatch, steps, window or range(steps), detached=False)
+        plan = _Plan(derivatives, optimizer, minibatch, steps, _whole(window, steps), detached=False)
         theta: Tensor = _Replay.apply(images, student_lr, start, plan)
         return theta
 
@@ -106,13 +109,13 @@ class DetachedUnroll(Unroll):
         steps: int,
         window: range | None = None,
     ) -> Tensor:
-        plan = _Plan(derivatives, optimizer, minibatch, steps, window or range(steps), detached=True)
+        plan = _Plan(derivatives, optimizer, minibatch, steps, _whole(window, steps), detached=True)
         theta: Tensor = _Replay.apply(images, student_lr, start, plan)
         return theta
 
 
 class FullGraphUnroll(Unroll):
-    """Autograd through the whole inner loop; memory grows with N. For tests and comparisons."""
+    """Autograd through the whole inner loop; memory grows with N. Never compiled: for tests and comparisons."""
 
     def __call__(
         self,
@@ -125,7 +128,7 @@ class FullGraphUnroll(Unroll):
         steps: int,
         window: range | None = None,
     ) -> Tensor:
-        window = window or range(steps)
+        window = _whole(window, steps)
         theta, state = start, optimizer.initial(start)
         for i in range(steps):
             if i <= window[0] and window[0] > 0:  # before the window nothing depends on anything
@@ -138,6 +141,13 @@ class FullGraphUnroll(Unroll):
             direction, state = optimizer.direction(state, g, i)
             theta = theta - (student_lr if inside else student_lr.detach()) * direction
         return theta
+
+
+def _whole(window: range | None, steps: int) -> range:
+    window = range(steps) if window is None else window
+    if not window or window.step != 1 or window[0] < 0 or window[-1] >= steps:
+        raise ValueError(f"A window must be consecutive steps of 0..{steps - 1}, got {window}.")
+    return window
 
 
 class _Plan(NamedTuple):
@@ -185,10 +195,9 @@ class _Replay(torch.autograd.Function):
             with torch.enable_grad():
                 leaf = images.detach().requires_grad_()
                 x, y = plan.minibatch(leaf, i)
-            swept = plan.derivatives.sweep(theta, x, y, to_gradient)
+            swept = plan.derivatives.sweep(theta, x, y, to_gradient, along_theta=not plan.detached)
             if i in plan.window:
                 to_images += torch.autograd.grad(x, leaf, swept.images)[0]
                 to_lr += plan.optimizer.along(kept, to_direction, swept.s, i).sum() / student_lr
-            if not plan.detached:
-                to_theta = to_theta + swept.theta
+            to_theta = to_theta + swept.theta
         return to_images, to_lr, to_theta if first == 0 else torch.zeros_like(to_theta), None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mim4dd_pl import derivatives as module
 from mim4dd_pl.augment import DSA
-from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives, Work, chunk_size, derivatives
+from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives, Work, chunk_size, derivatives, worth_compiling
 from mim4dd_pl.networks import ConvNet, FlatNetwork
 from mim4dd_pl.optimizers import SGD, Adam, Momentum
 from mim4dd_pl.randomness import Stream
@@ -40,7 +40,9 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
-def arguments(network: FlatNetwork, stream: Stream, networks: int = 1, batch: int = BATCH) -> tuple[Tensor, ...]:
+def arguments(
+    network: FlatNetwork, stream: Stream, networks: int = 1, batch: int = BATCH
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """theta, images, labels and a cotangent in float64."""
     theta = torch.stack([network.initial(stream.at("theta", k)).double() for k in range(networks)])
     images = randn(stream.at("images"), networks, batch, *network.image_shape)
@@ -157,41 +159,78 @@ def test_in_single_precision_a_sweep_of_the_standard_network_keeps_three_digits(
     network = FlatNetwork(partial(ConvNet, depth=3, width=128), (3, 32, 32), 10)
     theta, images, labels, cotangent = arguments(network, stream)
     exact = Derivatives(network).sweep(theta, images, labels, cotangent)
-    single = [part if part.dtype == torch.int64 else part.float() for part in (theta, images, labels, cotangent)]
+    single = (theta.float(), images.float(), labels, cotangent.float())
     for engine in (Derivatives(network), CompiledDerivatives(network, BATCH, CPU)):
         assert_close(tuple(part.double() for part in engine.sweep(*single)), exact, tolerance=1e-3)
+
+
+def refusing(error: Exception) -> Callable[..., Any]:
+    """A compiler whose product fails at the third call, and for sweeps at the first."""
+
+    def compile(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        calls = [] if function.__name__ == "gradient" else [0, 0]
+
+        def call(*arguments: Tensor) -> Any:
+            calls.append(0)
+            if len(calls) == 3:
+                raise error
+            return function(*arguments)
+
+        return call
+
+    return compile
 
 
 def test_what_does_not_compile_runs_plainly_after_one_warning(
     wide: FlatNetwork, stream: Stream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        def call(*_: Tensor) -> Tensor:
-            raise RuntimeError("no C++ compiler\nand a long story")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(torch, "compile", refusing(RuntimeError("no C++ compiler\nand a long story")))
     theta, images, labels, cotangent = arguments(wide, stream)
     engine, plain = CompiledDerivatives(wide, BATCH, CPU), Derivatives(wide)
     with caplog.at_level(logging.WARNING, "mim4dd_pl"):
-        assert torch.equal(engine.gradient(theta, images, labels), plain.gradient(theta, images, labels))
-        engine.gradient(theta, images, labels)
-        engine.sweep(theta, images, labels, cotangent)
+        for _ in range(2):
+            ours = engine.sweep(theta, images, labels, cotangent)
+            for part, expected in zip(ours, plain.sweep(theta, images, labels, cotangent), strict=True):
+                assert torch.equal(part, expected)
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["no C++ compiler"]
     assert "\n" not in caplog.records[0].getMessage()
+    # The gradient, which does compile, stays compiled, as it would in a run that starts here.
+    assert not torch.equal(engine.gradient(theta, images, labels), plain.gradient(theta, images, labels))
+
+
+@pytest.mark.parametrize(("error", "calls"), [(RuntimeError("later"), 2), (torch.OutOfMemoryError("too large"), 0)])
+def test_what_fails_though_it_compiled_is_an_error(
+    wide: FlatNetwork, stream: Stream, monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int
+) -> None:
+    monkeypatch.setattr(torch, "compile", refusing(error))
+    theta, images, labels, cotangent = arguments(wide, stream)
+    engine = CompiledDerivatives(wide, BATCH, CPU)
+    for _ in range(calls):
+        engine.gradient(theta, images, labels)
+    with pytest.raises(type(error), match=str(error)):
+        engine.gradient(theta, images, labels) if calls else engine.sweep(theta, images, labels, cotangent)
+
+
+@pytest.mark.parametrize("kind", [Derivatives, lambda network: CompiledDerivatives(network, BATCH, CPU)])
+@pytest.mark.usefixtures("uncompiled")
+def test_a_direct_sweep_leaves_out_the_way_through_theta(
+    network: FlatNetwork, stream: Stream, kind: Callable[[FlatNetwork], Derivatives]
+) -> None:
+    inputs = arguments(network, stream)
+    whole, direct = kind(network).sweep(*inputs), kind(network).sweep(*inputs, along_theta=False)
+    assert_close((direct.s, direct.images), (whole.s, whole.images))
+    assert not direct.theta.any()
+    assert whole.theta.any()
 
 
 def test_auto_compiles_long_work_only(wide: FlatNetwork) -> None:
     """It decides by the recipe: neither the clock nor the machine takes part."""
-
-    def kind(compile: Any, gradients: int, sweeps: int) -> type[Derivatives]:
-        return type(derivatives(wide, compile, Work(BATCH, gradients, sweeps), CPU))
-
-    assert kind("auto", 1_000, 1_000) is Derivatives
-    assert kind("auto", 100_000, 100_000) is CompiledDerivatives
-    assert kind(True, 1, 0) is CompiledDerivatives
-    assert kind(False, 10**9, 10**9) is Derivatives
+    short, long = Work(BATCH, 1_000, 1_000), Work(BATCH, 100_000, 100_000)
+    assert [worth_compiling(wide, "auto", work) for work in (short, long)] == [False, True]
+    assert worth_compiling(wide, True, short)
+    assert not worth_compiling(wide, False, long)
+    assert type(derivatives(wide, True, BATCH, CPU)) is CompiledDerivatives
+    assert type(derivatives(wide, False, BATCH, CPU)) is Derivatives
 
 
 def test_estimated_work_grows_with_the_batch_and_the_calls(wide: FlatNetwork) -> None:

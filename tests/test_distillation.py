@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim4dd_pl.data import Digits, ImageDataModule
+from mim4dd_pl.data import Digits, ImageDataModule, InMemory
+from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives
 from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance
 from mim4dd_pl.information import InformationTerm, SigmoidCritic
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.networks import ConvNet
 from mim4dd_pl.objectives import TrajectoryMatching
+from mim4dd_pl.optimizers import Adam, Momentum
 from mim4dd_pl.population import Experts, Training
 from mim4dd_pl.randomness import Stream
+from mim4dd_pl.trajectories import SegmentReader
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,7 @@ def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any
         enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data)
+    module.reader = SegmentReader(module._read_segment, module.segments_per_step)  # a fit closes its own
     return module
 
 
@@ -202,3 +206,53 @@ def test_a_diverged_expert_is_not_kept(data: ImageDataModule, tmp_path: Path) ->
     with pytest.raises(DivergenceError, match=r"Expert 1 diverged: lower model\.experts\.training\.lr"):
         fit(data, experts)
     assert not (tmp_path / "experts").exists()
+
+
+def test_real_images_of_a_step_are_dealt_to_its_segments(
+    data: ImageDataModule, experts: Experts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    forward = InformationTerm.forward
+
+    def spy(self: InformationTerm, synthetic: Any, real: Any, *labels: Tensor) -> Any:
+        seen.append(len(labels[1]))
+        return forward(self, synthetic, real, *labels)
+
+    monkeypatch.setattr(InformationTerm, "forward", spy)
+    fit(data, experts, segments_per_step=3, information=partial(InformationTerm, real_batch_size=32))
+    assert seen == [10, 10, 10]
+    with pytest.raises(ValueError, match=r"real_batch_size must be at least model\.segments_per_step, got 2 for 3"):
+        fit(data, experts, segments_per_step=3, information=partial(InformationTerm, real_batch_size=2))
+
+
+@pytest.mark.parametrize("information", [None, InformationTerm], ids=["host", "host and term"])
+def test_segments_at_once_are_segments_one_by_one(
+    data: ImageDataModule, experts: Experts, information: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three segments in double precision: in one batch, as on an accelerator, and one after another."""
+    module = initial(data, experts, segments_per_step=3, information=information).double()
+    real = module.real.batch(torch.arange(len(module.real)))
+    module.real = InMemory(real.images.double(), real.labels)  # type: ignore[assignment]
+    single = module.mean_gradients(0)
+    monkeypatch.setattr("mim4dd_pl.modules.distillation.at_once", lambda device: 3)
+    for ours, oracle in zip(module.mean_gradients(0), single, strict=True):
+        torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_may_be_of_momentum_or_adam(data: ImageDataModule, experts: Experts) -> None:
+    """The same segment, another inner optimiser, another student."""
+    losses = set()
+    for optimizer in (None, Momentum(0.5), Adam()):
+        module = initial(data, experts)
+        module.objective = TrajectoryMatching(3, 1, 2, optimizer=optimizer)
+        losses.add(float(module.mean_gradients(0).host_loss))
+    assert len(losses) == 3
+
+
+def test_a_compiled_run_follows_the_plain_one(data: ImageDataModule, experts: Experts) -> None:
+    """Two steps with everything compiled: the same images up to rounding."""
+    plain, compiled = (fit(data, experts, steps=2, compile=kind) for kind in (False, True))
+    assert type(compiled.derivatives) is CompiledDerivatives
+    assert type(plain.derivatives) is Derivatives
+    assert not torch.equal(plain.synthetic.images, compiled.synthetic.images)
+    torch.testing.assert_close(plain.synthetic.images, compiled.synthetic.images, rtol=1e-3, atol=1e-4)

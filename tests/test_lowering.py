@@ -67,7 +67,16 @@ def test_other_convolutions_and_other_devices_keep_theirs() -> None:
             super().__init__((3, 8, 8), 2, depth=1, width=16)
             self.blocks = nn.ModuleList([nn.Conv2d(3, 16, 3, padding=1, dilation=2), nn.GroupNorm(2, 16)])
 
+    class Standardised(nn.Conv2d):
+        """With a forward of its own; what it inherits says nothing of it."""
+
+    class Derived(ConvNet):
+        def __init__(self) -> None:
+            super().__init__((3, 8, 8), 2, depth=1, width=16)
+            self.blocks = nn.ModuleList([Standardised(3, 16, 3, padding=1)])
+
     with Stream(0).as_global():
+        assert type(lower(Derived(), torch.device("cpu")).get_submodule("blocks.0")) is Standardised
         kept = [lower(Dilated(), torch.device("cpu")), lower(ConvNet((3, 8, 8), 2, 1, 16), torch.device("cuda"))]
     for network in kept:
         assert any(isinstance(module, nn.Conv2d) for module in network.modules())

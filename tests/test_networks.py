@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
 from mim4dd_pl.networks import ConvNet, FlatNetwork
 from mim4dd_pl.randomness import Stream
@@ -78,3 +79,13 @@ def test_too_deep_a_network_is_refused() -> None:
 
 def test_name_tells_the_architecture(network: FlatNetwork) -> None:
     assert network.name == "ConvNet(depth=1, width=4, norm=instance, pooling=avg)"
+
+
+def test_a_network_that_mixes_its_images_is_recognised() -> None:
+    class Mixing(ConvNet):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return logits - logits.mean(0)
+
+    assert FlatNetwork(partial(Mixing, depth=1, width=4), (1, 4, 4), 3).mixes_images
+    assert not FlatNetwork(partial(ConvNet, depth=1, width=4), (1, 4, 4), 3).mixes_images

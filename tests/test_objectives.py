@@ -112,9 +112,11 @@ def test_work_counts_what_a_segment_asks_of_the_derivatives(
             self.gradients += len(theta)
             return super().gradient(theta, images, labels)
 
-        def sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> Sweep:
+        def sweep(
+            self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool = True
+        ) -> Sweep:
             self.sweeps += len(theta)
-            return super().sweep(theta, images, labels, cotangent)
+            return super().sweep(theta, images, labels, cotangent, along_theta)
 
     derivatives, objective = Counting(network), TrajectoryMatching(5, 1, 1, synthetic_batch_size=4)
     objective(derivatives, synthetic, segments, streams).loss.sum().backward()

@@ -76,3 +76,11 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**settings)
+
+
+def test_a_rule_shows_its_settings() -> None:
+    assert [str(rule) for rule in (SGD(), Momentum(0.5), Adam(eps=1e-3))] == [
+        "SGD()",
+        "Momentum(momentum=0.5)",
+        "Adam(beta1=0.9, beta2=0.999, eps=0.001)",
+    ]

@@ -9,7 +9,7 @@ import torch
 
 from mim4dd_pl.errors import StoredFileError
 from mim4dd_pl.randomness import Stream
-from mim4dd_pl.trajectories import TrajectorySpec, TrajectoryStore
+from mim4dd_pl.trajectories import Segment, SegmentReader, TrajectorySpec, TrajectoryStore
 from tests.conftest import randn
 
 SPEC = TrajectorySpec("digits", "0a", "ConvNet(depth=1)", 7, "Training(epochs=3)", 3, 0)
@@ -46,6 +46,7 @@ def test_segments_are_the_rows_that_were_written(store: TrajectoryStore, traject
         (replace(SPEC, data_fingerprint="1b"), "their data fingerprint is 0a"),
         (replace(SPEC, epochs=9), "their epochs is 3, this run's is 9"),
         (replace(SPEC, seed=1), "their seed is 0, this run's is 1"),
+        (replace(SPEC, storage="bfloat16"), "their storage is float32, this run's is bfloat16"),
     ],
 )
 def test_a_store_of_other_experts_is_refused_by_name(
@@ -122,3 +123,41 @@ def test_parameters_that_are_not_finite_are_refused(store: TrajectoryStore, traj
 def test_a_trajectory_of_another_shape_is_refused(store: TrajectoryStore) -> None:
     with pytest.raises(ValueError, match=r"shape \(4, 7\), got \(4, 8\)"):
         store.add(3, torch.zeros(4, 8))
+
+
+def test_bfloat16_halves_the_file_and_rounds_to_eight_bits(tmp_path: Path, stream: Stream) -> None:
+    sizes, spec, trajectory = {}, replace(SPEC, num_parameters=10_000), randn(stream, 4, 10_000, dtype=torch.float32)
+    for storage in ("float32", "bfloat16"):
+        store = TrajectoryStore(tmp_path / storage, replace(spec, storage=storage))
+        store.add(0, trajectory)
+        segment = store.segment(0, 0, 3)
+        assert segment.start.dtype == torch.float32
+        torch.testing.assert_close(segment.target, trajectory[3], rtol=0 if storage == "float32" else 2**-8, atol=0)
+        sizes[storage] = (store.root / "expert_0000.safetensors").stat().st_size
+    assert sizes["bfloat16"] == pytest.approx(sizes["float32"] / 2, rel=0.01)
+
+
+def test_segments_are_read_ahead_and_in_any_case_the_right_ones() -> None:
+    """Steps of two segments, then a jump as after a resume: each read is of what was asked for."""
+    read: list[tuple[int, int]] = []
+
+    def one(step: int, index: int) -> Segment:
+        read.append((step, index))
+        return Segment(torch.tensor(step), torch.tensor(index))
+
+    reader = SegmentReader(one, per_step=2)
+    for step, index in ((0, 0), (0, 1), (1, 0), (7, 1), (8, 0)):
+        assert reader.read(step, index) == Segment(torch.tensor(step), torch.tensor(index))
+    assert read[:5] == [(0, 0), (0, 1), (1, 0), (1, 1), (7, 1)]  # each once, (1, 1) ahead and in vain
+
+
+def test_an_error_while_reading_ahead_is_raised_at_its_segment() -> None:
+    def one(step: int, index: int) -> Segment:
+        if step == 1:
+            raise StoredFileError("damaged")
+        return Segment(torch.tensor(step), torch.tensor(index))
+
+    reader = SegmentReader(one, per_step=1)
+    reader.read(0, 0)
+    with pytest.raises(StoredFileError, match="damaged"):
+        reader.read(1, 0)

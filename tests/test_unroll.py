@@ -84,6 +84,13 @@ def test_a_truncated_unroll_equals_the_full_graph_truncated_alike(
     assert bool((exact[2] != 0).any()) == (window[0] == 0)
 
 
+@pytest.mark.parametrize("window", [range(0), range(3, 7), range(-1, 2), range(0, 6, 2)], ids=str)
+def test_a_window_must_be_consecutive_steps(gradients: Gradients, window: range) -> None:
+    for unroll in (ExactUnroll(), FullGraphUnroll(), DetachedUnroll()):
+        with pytest.raises(ValueError, match=r"must be consecutive steps of 0\.\.5, got range"):
+            gradients(unroll, 6, SGD(), window)
+
+
 def test_windows_that_partition_the_steps_add_up_to_the_whole(gradients: Gradients) -> None:
     """What images receive from steps 0..1 and, exactly, from 2..5; for SGD nothing else carries their effect."""
     parts = [gradients(ExactUnroll(), 6, SGD(), window)[0] for window in (range(0, 2), range(2, 6))]

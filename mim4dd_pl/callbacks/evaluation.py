@@ -6,7 +6,7 @@ from typing import Any, cast
 import lightning as L
 
 from mim4dd_pl.data.sets import Batch, Indexable, InMemory
-from mim4dd_pl.derivatives import Derivatives, Work, derivatives
+from mim4dd_pl.derivatives import Derivatives, derivatives, worth_compiling
 from mim4dd_pl.evaluation import Classifiers, train_students
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.population import Training
@@ -29,17 +29,29 @@ class Evaluation(L.Callback):
             raise ValueError(f"Evaluation.num_students must be at least 2 (for a std), got {num_students}.")
         self.training = training
         self.num_students = num_students
-        self._derivatives: dict[Work, Derivatives] = {}
+        self._compiles: dict[str, bool] = {}
+        self._derivatives: dict[str, Derivatives] = {}
 
     def derivatives_for(self, module: DistillationModule, num_images: int, training: Training) -> Derivatives:
         """What trains the students of a run on sets of so many images; compiled once."""
-        # The work of a whole run, whichever part of it this is, so that a test repeats the fit to the bit.
-        trainer = module.trainer
-        times = trainer.max_steps // max(int(trainer.val_check_interval), 1) + 3
-        work = training.work(num_images, times * self.num_students if training == self.training else self.num_students)
-        if work not in self._derivatives:
-            self._derivatives[work] = derivatives(module.network, module.compiles, work, module.device)
-        return self._derivatives[work]
+        key = f"{training} on {num_images}"
+        if key not in self._compiles:
+            trainer = module.trainer
+            times = trainer.max_steps // max(int(trainer.val_check_interval), 1) + 3 if training == self.training else 1
+            work = training.work(num_images, times * self.num_students)
+            self._compiles[key] = worth_compiling(module.network, module.compiles, work)
+        if key not in self._derivatives:
+            size = min(training.batch_size, num_images)
+            self._derivatives[key] = derivatives(module.network, self._compiles[key], size, module.device)
+        return self._derivatives[key]
+
+    # A checkpoint holds what was compiled, so that its test and its continuation compute as it did.
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._compiles)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._compiles = dict(state_dict)
 
     def train_students(self, module: DistillationModule, sets: Sequence[Indexable], training: Training) -> Classifiers:
         """The students of this evaluation, one on each of ``sets``, trained as ``training`` says."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.data import Batch, ImageDataModule, ImageSet
-from mim4dd_pl.derivatives import Compile, Derivatives, derivatives
+from mim4dd_pl.derivatives import Compile, Derivatives, derivatives, worth_compiling
 from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance, clip_norm
 from mim4dd_pl.information import InformationTerm
@@ -106,6 +106,7 @@ class DistillationModule(L.LightningModule):
         self.image_gradient_clip = image_gradient_clip
         self.segments_per_step = segments_per_step
         self.compiles: Compile = compile  # Module.compile is a method
+        self._compiled: bool | None = None
         self.stream = Stream(seed)
         self._data: ImageDataModule | None = None
         self.synthetic = SyntheticImages(image_shape, num_classes, images_per_class, student_lr, min_student_lr)
@@ -151,12 +152,25 @@ class DistillationModule(L.LightningModule):
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
         self.reader = SegmentReader(self._read_segment, self.segments_per_step)
 
+    def on_fit_end(self) -> None:
+        self.reader.close()
+
     def choose_derivatives(self, steps: int) -> Derivatives:
         """Compiled or plain derivatives of the inner loop, for so many outer steps."""
         work = self.objective.work(len(self.synthetic))
-        segments = steps * self.segments_per_step
-        work = work._replace(gradients=segments * work.gradients, sweeps=segments * work.sweeps)
-        return derivatives(self.network, self.compiles, work, self.device)
+        if self._compiled is None:
+            segments = steps * self.segments_per_step
+            whole = work._replace(gradients=segments * work.gradients, sweeps=segments * work.sweeps)
+            self._compiled = worth_compiling(self.network, self.compiles, whole)
+        return derivatives(self.network, self._compiled, work.batch_size, self.device)
+
+    # A checkpoint holds whether it was compiled, so that a continued run computes as the first one did.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["compiled"] = self._compiled
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._compiled = checkpoint["compiled"]
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         images_and_lr = torch.optim.SGD(
@@ -195,7 +209,6 @@ class DistillationModule(L.LightningModule):
 
     def mean_gradients(self, step: int) -> Gradients:
         """Mean over the segments of a step."""
-        # Added in the order of the segments, so that it does not matter which process computed which.
         groups = torch.arange(self.segments_per_step).split(at_once(self.device))
         sums = [self._segment_gradients(step, group.tolist()) for group in groups]
         return Gradients(*(torch.stack(parts).sum(0) / self.segments_per_step for parts in zip(*sums, strict=True)))

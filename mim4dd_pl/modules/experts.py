@@ -55,10 +55,13 @@ class ExpertTrainer:
         if not numbers:
             return []
         trajectories = self.experts.train(numbers, self.derivatives, self.images, self.device)
-        for expert, trajectory in zip(numbers, trajectories, strict=True):
-            if not torch.isfinite(trajectory).all():
-                raise DivergenceError(f"Expert {expert + 1} diverged: lower model.experts.training.lr.")
-            self.store.add(expert, trajectory)
+        diverged = [not bool(torch.isfinite(trajectory).all()) for trajectory in trajectories]
+        for expert, trajectory, lost in zip(numbers, trajectories, diverged, strict=True):
+            if not lost:
+                self.store.add(expert, trajectory)
+        if any(diverged):
+            first = numbers[diverged.index(True)]
+            raise DivergenceError(f"Expert {first + 1} diverged: lower model.experts.training.lr.")
         classifiers = Classifiers(self.derivatives.network, list(trajectories[:, -1].to(self.device)))
         for batch in self.data.validation.to(self.device).batches(self.data.evaluation_batch_size):
             classifiers.update(batch)
@@ -71,7 +74,7 @@ class ExpertTrainer:
 
 
 class ExpertModule(L.LightningModule):
-    """Trains the experts of a recipe that its folder lacks, one per step, and keeps their trajectories.
+    """Trains the experts that a folder lacks, one per step (ten on accelerators), and keeps their trajectories.
 
     An expert that is finished is never trained again; an interrupted job keeps the finished ones.
 

@@ -9,7 +9,6 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mim4dd_pl.networks.base import Network, NetworkFactory
 from mim4dd_pl.randomness import Stream
@@ -39,7 +38,7 @@ class FlatNetwork:
 
     Attributes:
         num_parameters: P.
-        mixes_images: Whether an image's logits depend on the others of its batch, as batch norm makes them.
+        mixes_images: Whether an image's logits depend on the others of its batch, as batch norm makes them; measured.
     """
 
     def __init__(self, factory: NetworkFactory, image_shape: ImageShape, num_classes: int) -> None:
@@ -52,12 +51,19 @@ class FlatNetwork:
         self._shapes = {name: p.shape for name, p in self._network.named_parameters()}
         self._sizes = [math.prod(shape) for shape in self._shapes.values()]
         self.num_parameters = sum(self._sizes)
-        self.mixes_images = any(isinstance(module, _BatchNorm) for module in self._network.modules())
+        self.mixes_images = self._measure_mixing()
 
     @property
     def name(self) -> str:
         """Class and settings of the architecture, e.g. ``ConvNet(depth=3, width=128, ...)``."""
         return f"{type(self._network).__name__}({self._network.extra_repr()})"
+
+    @torch.no_grad()
+    def _measure_mixing(self) -> bool:
+        images = torch.randn(4, *self.image_shape, generator=Stream(0).at("mixing").generator())
+        together = self._network(images)
+        alone = torch.cat([self._network(half) for half in images.split(2)])
+        return not torch.allclose(together, alone, rtol=1e-3, atol=1e-4)
 
     def initial(self, stream: Stream) -> Tensor:
         """Parameters of a freshly initialised network, drawn from ``stream``, shape (P,)."""

@@ -17,9 +17,10 @@ def lower(network: Network, device: torch.device) -> Network:
     """Replace in ``network`` what compiles better in another form on ``device``; returns it."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.GroupNorm):
+            # These very classes: one derived from them may compute something else.
+            if type(child) is nn.GroupNorm:
                 setattr(parent, name, _GroupNorm(child))
-            elif device.type == "cpu" and isinstance(child, nn.Conv2d) and _is_plain(child):
+            elif device.type == "cpu" and type(child) is nn.Conv2d and _is_plain(child):
                 setattr(parent, name, _Conv3x3(child))
     return network
 

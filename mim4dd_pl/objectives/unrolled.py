@@ -62,7 +62,7 @@ class TrajectoryMatching(Objective):
         return (
             f"TrajectoryMatching(unroll_steps={self.unroll_steps}, expert_epochs={self.expert_epochs}, "
             f"max_start_epoch={self.max_start_epoch}, synthetic_batch_size={self.synthetic_batch_size}, "
-            f"augment={self.augment}, optimizer={type(self.optimizer).__name__}, unroll={type(self.unroll).__name__})"
+            f"augment={self.augment}, optimizer={self.optimizer}, unroll={type(self.unroll).__name__})"
         )
 
     def check(self, num_images: int) -> None:
