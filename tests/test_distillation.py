@@ -256,3 +256,11 @@ def test_a_compiled_run_follows_the_plain_one(data: ImageDataModule, experts: Ex
     assert type(plain.derivatives) is Derivatives
     assert not torch.equal(plain.synthetic.images, compiled.synthetic.images)
     torch.testing.assert_close(plain.synthetic.images, compiled.synthetic.images, rtol=1e-3, atol=1e-4)
+
+
+def test_expert_epochs_that_no_segment_reads_are_named(
+    data: ImageDataModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "mim4dd_pl"):
+        fit(data, Experts(str(tmp_path), Training(epochs=5, batch_size=50, lr=0.05), num_experts=1))
+    assert "Experts get 5 epochs, segments read 2 of them." in caplog.messages

@@ -1,5 +1,6 @@
 """Distillation: learn images on which a student follows the experts, and that share information with real ones."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
@@ -24,6 +25,9 @@ from mim4dd_pl.trajectories import Segment, SegmentReader, TrajectoryStore
 
 InformationFactory = Callable[[Sequence[ImageShape], int], InformationTerm]
 """(shapes of the network's feature maps, num_classes) -> the information term."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class DistillationModule(L.LightningModule):
@@ -146,6 +150,8 @@ class DistillationModule(L.LightningModule):
         data = cast(ImageDataModule, self._data)
         self.real = data.train.to(self.device)
         if self.experts.missing(self.store):
+            if (epochs := self.experts.training.epochs) > self.objective.last_epoch:
+                _log.info("Experts get %d epochs, segments read %d of them.", epochs, self.objective.last_epoch)
             training = ExpertTrainer(self.experts, self.store, self.network, data, self.device, self.compiles)
             while training.train_some():
                 pass
