@@ -160,7 +160,7 @@ class CompiledDerivatives(Derivatives):
         return super()._sweep(theta, images, labels, cotangent, along_theta) if parts is None else Sweep(*parts)
 
     def _compiled(self, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., Any]:
-        # Every network and batch size is a variant of the same two functions; the default allows eight.
+        # Every network and batch size is a variant of the same three functions; the default allows eight.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         graphs = "reduce-overhead" if self.device.type == "cuda" else None
         return torch.compile(function, fullgraph=True, dynamic=False, mode=graphs)

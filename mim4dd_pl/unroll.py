@@ -1,6 +1,6 @@
 r"""The inner loop: students trained for N steps, differentiable in images, learning rate and start.
 
-    theta_N = unroll(derivatives, optimizer, minibatch, images, student_lr, start, steps)
+    theta_N = unroll(loop, images, student_lr, start)
 
 All three classes compute the same theta_N; they differ in how the gradient comes back. :class:`ExactUnroll` (the
 default) is exact at the memory of one step plus what the optimiser keeps, :class:`FullGraphUnroll` is autograd through
@@ -19,7 +19,8 @@ Only one step's graph exists at a time. K students are unrolled at once, each fr
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,58 +36,62 @@ It is called again during the backward pass and must then return what it returne
 """
 
 
+@dataclass(frozen=True)
+class InnerLoop:
+    """What K students do from their start on.
+
+    Args:
+        derivatives: Of the students' loss.
+        optimizer: How a student moves along its gradient.
+        minibatch: (images, i) -> the minibatches of step i.
+        steps: N, at least 1.
+        window: Truncation, for hosts that want it: only these consecutive steps count as depending on images and
+            student lr, and only with step 0 among them does the result depend on the start. All by default.
+
+    Raises:
+        ValueError: If ``window`` is empty or not consecutive steps of 0..N-1.
+    """
+
+    derivatives: Derivatives
+    optimizer: InnerOptimizer
+    minibatch: Minibatch
+    steps: int
+    window: range | None = None
+
+    def __post_init__(self) -> None:
+        window = self.differentiated
+        if not window or window.step != 1 or window[0] < 0 or window[-1] >= self.steps:
+            raise ValueError(f"A window must be consecutive steps of 0..{self.steps - 1}, got {window}.")
+
+    @property
+    def differentiated(self) -> range:
+        """The window, or all steps."""
+        return range(self.steps) if self.window is None else self.window
+
+
 class Unroll(ABC):
     """A way to differentiate through N steps of training."""
 
     @abstractmethod
-    def __call__(
-        self,
-        derivatives: Derivatives,
-        optimizer: InnerOptimizer,
-        minibatch: Minibatch,
-        images: Tensor,
-        student_lr: Tensor,
-        start: Tensor,
-        steps: int,
-        window: range | None = None,
-    ) -> Tensor:
+    def __call__(self, loop: InnerLoop, images: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
         """Parameters after the inner loop.
 
         Args:
-            derivatives: Of the students' loss.
-            optimizer: How a student moves along its gradient.
-            minibatch: (images, i) -> the minibatches of step i.
+            loop: What the students do.
             images: All synthetic images, shape (S, c, h, w).
             student_lr: alpha, shape (), positive.
             start: theta_0 of each student, shape (K, P).
-            steps: N, at least 1.
-            window: Truncation, for hosts that want it: only these consecutive steps count as depending on images and
-                student_lr, and only with step 0 among them does the result depend on ``start``. All by default.
 
         Returns:
             theta_N of each student, shape (K, P), with a graph to ``images``, ``student_lr`` and ``start``.
-
-        Raises:
-            ValueError: If ``window`` is empty or not consecutive steps of 0..N-1.
         """
 
 
 class ExactUnroll(Unroll):
     """The exact gradient in constant memory: keeps theta_0..theta_N, rebuilds one step's graph at a time."""
 
-    def __call__(
-        self,
-        derivatives: Derivatives,
-        optimizer: InnerOptimizer,
-        minibatch: Minibatch,
-        images: Tensor,
-        student_lr: Tensor,
-        start: Tensor,
-        steps: int,
-        window: range | None = None,
-    ) -> Tensor:
-        plan = _Plan(derivatives, optimizer, minibatch, steps, _whole(window, steps), detached=False)
-        theta: Tensor = _Replay.apply(images, student_lr, start, plan)
+    def __call__(self, loop: InnerLoop, images: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
+        theta: Tensor = _Replay.apply(images, student_lr, start, loop, True)
         return theta
 
 
@@ -98,106 +103,70 @@ class DetachedUnroll(Unroll):
     Source: Cui et al. 2023 (arXiv:2211.10586).
     """
 
-    def __call__(
-        self,
-        derivatives: Derivatives,
-        optimizer: InnerOptimizer,
-        minibatch: Minibatch,
-        images: Tensor,
-        student_lr: Tensor,
-        start: Tensor,
-        steps: int,
-        window: range | None = None,
-    ) -> Tensor:
-        plan = _Plan(derivatives, optimizer, minibatch, steps, _whole(window, steps), detached=True)
-        theta: Tensor = _Replay.apply(images, student_lr, start, plan)
+    def __call__(self, loop: InnerLoop, images: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
+        theta: Tensor = _Replay.apply(images, student_lr, start, loop, False)
         return theta
 
 
 class FullGraphUnroll(Unroll):
     """Autograd through the whole inner loop; memory grows with N. Never compiled: for tests and comparisons."""
 
-    def __call__(
-        self,
-        derivatives: Derivatives,
-        optimizer: InnerOptimizer,
-        minibatch: Minibatch,
-        images: Tensor,
-        student_lr: Tensor,
-        start: Tensor,
-        steps: int,
-        window: range | None = None,
-    ) -> Tensor:
-        window = _whole(window, steps)
+    def __call__(self, loop: InnerLoop, images: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
+        window, optimizer = loop.differentiated, loop.optimizer
         theta, state = start, optimizer.initial(start)
-        for i in range(steps):
+        for i in range(loop.steps):
             if i <= window[0] and window[0] > 0:  # before the window nothing depends on anything
                 theta, state = theta.detach(), tuple(part.detach() for part in state)
             inside = i in window
-            x, y = minibatch(images if inside else images.detach(), i)
+            x, y = loop.minibatch(images if inside else images.detach(), i)
             if not theta.requires_grad:
                 theta = theta.detach().requires_grad_()
-            (g,) = torch.autograd.grad(derivatives.loss(theta, x, y).sum(), theta, create_graph=True)
+            (g,) = torch.autograd.grad(loop.derivatives.loss(theta, x, y).sum(), theta, create_graph=True)
             direction, state = optimizer.direction(state, g, i)
             theta = theta - (student_lr if inside else student_lr.detach()) * direction
         return theta
-
-
-def _whole(window: range | None, steps: int) -> range:
-    window = range(steps) if window is None else window
-    if not window or window.step != 1 or window[0] < 0 or window[-1] >= steps:
-        raise ValueError(f"A window must be consecutive steps of 0..{steps - 1}, got {window}.")
-    return window
-
-
-class _Plan(NamedTuple):
-    """What an unroll needs beside its differentiable inputs."""
-
-    derivatives: Derivatives
-    optimizer: InnerOptimizer
-    minibatch: Minibatch
-    steps: int
-    window: range
-    detached: bool
 
 
 class _Replay(torch.autograd.Function):
     """Forward without graphs, backward as one sweep per step from the last to the first of the window."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, student_lr: Tensor, start: Tensor, plan: _Plan) -> Tensor:
-        theta, state = start, plan.optimizer.initial(start)
+    def forward(
+        ctx: Any, images: Tensor, student_lr: Tensor, start: Tensor, loop: InnerLoop, along_theta: bool
+    ) -> Tensor:
+        theta, state = start, loop.optimizer.initial(start)
         saved: list[Tensor] = []
-        for i in range(plan.steps):
-            g = plan.derivatives.gradient(theta, *plan.minibatch(images, i))
-            direction, state = plan.optimizer.direction(state, g, i)
-            if i >= plan.window[0]:
-                saved += [theta, *plan.optimizer.kept(state, g)]
+        for i in range(loop.steps):
+            g = loop.derivatives.gradient(theta, *loop.minibatch(images, i))
+            direction, state = loop.optimizer.direction(state, g, i)
+            if i >= loop.differentiated[0]:
+                saved += [theta, *loop.optimizer.kept(state, g)]
             theta = theta - student_lr * direction
         ctx.save_for_backward(images, student_lr, *saved)
-        ctx.plan = plan
+        ctx.loop, ctx.along_theta = loop, along_theta
         return theta
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_theta: Tensor) -> tuple[Tensor | None, ...]:
-        plan: _Plan = ctx.plan
+        loop: InnerLoop = ctx.loop
+        window = loop.differentiated
         images, student_lr, *saved = ctx.saved_tensors
         to_images, to_lr = torch.zeros_like(images), torch.zeros_like(student_lr)
-        to_state: State = tuple(torch.zeros_like(part) for part in plan.optimizer.initial(to_theta))
-        first = plan.window[0]
-        per_step = len(saved) // (plan.steps - first)
-        for i in reversed(range(first, plan.steps)):
+        to_state: State = tuple(torch.zeros_like(part) for part in loop.optimizer.initial(to_theta))
+        first = window[0]
+        per_step = len(saved) // (loop.steps - first)
+        for i in reversed(range(first, loop.steps)):
             theta, *rest = saved[(i - first) * per_step : (i - first + 1) * per_step]
             kept = tuple(rest)
             to_direction = -student_lr * to_theta
-            to_gradient, to_state = plan.optimizer.pull_back(kept, to_direction, to_state, i)
+            to_gradient, to_state = loop.optimizer.pull_back(kept, to_direction, to_state, i)
             with torch.enable_grad():
                 leaf = images.detach().requires_grad_()
-                x, y = plan.minibatch(leaf, i)
-            swept = plan.derivatives.sweep(theta, x, y, to_gradient, along_theta=not plan.detached)
-            if i in plan.window:
+                x, y = loop.minibatch(leaf, i)
+            swept = loop.derivatives.sweep(theta, x, y, to_gradient, along_theta=ctx.along_theta)
+            if i in window:
                 to_images += torch.autograd.grad(x, leaf, swept.images)[0]
-                to_lr += plan.optimizer.along(kept, to_direction, swept.s, i).sum() / student_lr
+                to_lr += loop.optimizer.along(kept, to_direction, swept.s, i).sum() / student_lr
             to_theta = to_theta + swept.theta
-        return to_images, to_lr, to_theta if first == 0 else torch.zeros_like(to_theta), None
+        return to_images, to_lr, to_theta if first == 0 else torch.zeros_like(to_theta), None, None

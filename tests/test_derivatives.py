@@ -15,7 +15,7 @@ from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives, Work, chunk_
 from mim4dd_pl.networks import ConvNet, FlatNetwork
 from mim4dd_pl.optimizers import SGD, Adam, Momentum
 from mim4dd_pl.randomness import Stream
-from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll
+from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, InnerLoop
 from tests.conftest import randn
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_a_compiled_unroll_equals_the_full_graph(
         return augment(images, stream.at("augment", step))[None], labels
 
     def gradients(unroll: ExactUnroll | FullGraphUnroll, engine: Derivatives) -> tuple[Tensor, ...]:
-        student = unroll(engine, optimizer, minibatch, *inputs, 4, window)
+        student = unroll(InnerLoop(engine, optimizer, minibatch, 4, window), *inputs)
         return torch.autograd.grad((student * cotangent).sum(), inputs, materialize_grads=True, allow_unused=True)
 
     assert_close(gradients(ExactUnroll(), compiled), gradients(FullGraphUnroll(), Derivatives(wide)))

@@ -12,7 +12,7 @@ from mim4dd_pl.derivatives import Derivatives
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.optimizers import SGD, Adam, InnerOptimizer, Momentum
 from mim4dd_pl.randomness import Stream
-from mim4dd_pl.unroll import DetachedUnroll, ExactUnroll, FullGraphUnroll, Minibatch, Unroll
+from mim4dd_pl.unroll import DetachedUnroll, ExactUnroll, FullGraphUnroll, InnerLoop, Minibatch, Unroll
 from tests.conftest import randn
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -56,7 +56,7 @@ def gradients(derivatives: Derivatives, minibatch: Minibatch, inputs: Inputs, st
     def compute(
         unroll: Unroll, steps: int, optimizer: InnerOptimizer | None = None, window: range | None = None
     ) -> tuple[Tensor, ...]:
-        theta = unroll(derivatives, optimizer or SGD(), minibatch, *inputs, steps, window)
+        theta = unroll(InnerLoop(derivatives, optimizer or SGD(), minibatch, steps, window), *inputs)
         return torch.autograd.grad((theta * direction).sum(), inputs, allow_unused=True, materialize_grads=True)
 
     return compute
@@ -102,7 +102,7 @@ def test_all_unrolls_arrive_at_the_same_students(
 ) -> None:
     for optimizer in OPTIMIZERS:
         exact, full, detached = (
-            unroll(derivatives, optimizer, minibatch, *inputs, 5, range(2, 4))
+            unroll(InnerLoop(derivatives, optimizer, minibatch, 5, range(2, 4)), *inputs)
             for unroll in (ExactUnroll(), FullGraphUnroll(), DetachedUnroll())
         )
         torch.testing.assert_close(exact, full)
@@ -120,7 +120,7 @@ def test_two_students_at_once_are_two_single_ones(
             x, y = minibatch(images, step)
             return x[k : k + 1], y[k : k + 1]
 
-        theta = ExactUnroll()(derivatives, SGD(), mine, images, student_lr, start[k : k + 1], 4)
+        theta = ExactUnroll()(InnerLoop(derivatives, SGD(), mine, 4), images, student_lr, start[k : k + 1])
         return torch.autograd.grad((theta * direction[k]).sum(), inputs)
 
     total = tuple(first + second for first, second in zip(alone(0), alone(1), strict=True))
@@ -131,9 +131,7 @@ def test_two_students_at_once_are_two_single_ones(
 def test_exact_unroll_gradient_against_finite_differences(
     derivatives: Derivatives, minibatch: Minibatch, inputs: Inputs, optimizer: InnerOptimizer
 ) -> None:
-    assert gradcheck(
-        lambda images, lr, start: ExactUnroll()(derivatives, optimizer, minibatch, images, lr, start, 2), inputs
-    )
+    assert gradcheck(lambda *inputs: ExactUnroll()(InnerLoop(derivatives, optimizer, minibatch, 2), *inputs), inputs)
 
 
 def test_detached_unroll_is_not_the_gradient_of_the_unroll(gradients: Gradients) -> None:
@@ -175,7 +173,7 @@ def test_gradient_can_be_taken_twice_and_adds_up(
 ) -> None:
     """Two terms that share one unroll: the sum of their gradients is the gradient of their sum."""
     u, v = randn(stream, 2, *inputs[2].shape)
-    student = ExactUnroll()(derivatives, Momentum(), minibatch, *inputs, 3)
+    student = ExactUnroll()(InnerLoop(derivatives, Momentum(), minibatch, 3), *inputs)
     of_sum = torch.autograd.grad((student * (u + v)).sum(), inputs, retain_graph=True)
     of_u = torch.autograd.grad((student * u).sum(), inputs, retain_graph=True)
     of_v = torch.autograd.grad((student * v).sum(), inputs)

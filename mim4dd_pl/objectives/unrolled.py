@@ -13,7 +13,7 @@ from mim4dd_pl.optimizers import SGD, InnerOptimizer
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.synthetic import SyntheticImages
 from mim4dd_pl.trajectories import Segment
-from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, Unroll
+from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
 
 
 class TrajectoryMatching(Objective):
@@ -97,14 +97,7 @@ class TrajectoryMatching(Objective):
             return torch.stack(x), torch.stack(y)
 
         start, target = segments
-        student = self.unroll(
-            derivatives,
-            self.optimizer,
-            minibatch,
-            synthetic.images,
-            synthetic.student_lr,
-            start,
-            self.unroll_steps,
-        )
+        loop = InnerLoop(derivatives, self.optimizer, minibatch, self.unroll_steps)
+        student = self.unroll(loop, synthetic.images, synthetic.student_lr, start)
         losses = [parameter_distance(*rows) for rows in zip(student, target, start, strict=True)]
         return Match(torch.stack(losses), student, target)
