@@ -5,12 +5,13 @@ differentiation of s = <g, u>. Both are pure functions of fixed shapes, so :clas
 Written plainly, a sweep is cheapest as reverse over reverse; compiled, as reverse over forward: one pass along u, whose
 result s is differentiated once, which also avoids the double backward that compiled code lacks.
 
-Symbols: K networks, each with P parameters and a minibatch of B images of shape (c, h, w) and labels.
+Symbols: K networks, each with P parameters and a minibatch of B images of shape (c, h, w) and B labels: classes, int64
+(K, B), or soft labels (K, B, C), along which a sweep has a derivative too.
 """
 
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -31,11 +32,15 @@ _WORTH_COMPILING = 180.0
 
 
 class Sweep(NamedTuple):
-    """s = <g, u> of each network (K,), and its derivatives: along theta (K, P) and along the images (K, B, c, h, w)."""
+    """s = <g, u> of each network (K,), and its derivatives.
+
+    Along theta (K, P), along the images (K, B, c, h, w) and along soft labels (K, B, C); classes have none.
+    """
 
     s: Tensor
     theta: Tensor
     images: Tensor
+    labels: Tensor | None
 
 
 class Derivatives:
@@ -52,7 +57,7 @@ class Derivatives:
         self.network = network
 
     def loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each network, shape (K,), of theta (K, P), images (K, B, c, h, w) and labels (K, B)."""
+        """Loss of each network, shape (K,), of theta (K, P), images (K, B, c, h, w) and labels."""
         return _losses(self.network, theta, images, labels)
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -75,8 +80,12 @@ class Derivatives:
         ]
         if len(parts) == 1:
             return parts[0]
-        s, to_theta, to_images = zip(*parts, strict=True)
-        return Sweep(torch.stack(s).mean(0), torch.stack(to_theta).mean(0), torch.cat(to_images, 1) / len(parts))
+        return Sweep(
+            torch.stack([part.s for part in parts]).mean(0),
+            torch.stack([part.theta for part in parts]).mean(0),
+            torch.cat([part.images for part in parts], 1) / len(parts),
+            torch.cat([cast(Tensor, part.labels) for part in parts], 1) / len(parts) if soft(labels) else None,
+        )
 
     def _chunk(self, images: Tensor) -> int:
         return images.shape[1] if self.network.mixes_images else chunk_size(images.shape[1], images.device)
@@ -89,11 +98,20 @@ class Derivatives:
     def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool) -> Sweep:
         with torch.enable_grad():
             theta, images = theta.detach().requires_grad_(), images.detach().requires_grad_()
+            labels = labels.detach().requires_grad_(soft(labels))
             (g,) = torch.autograd.grad(self.loss(theta, images, labels).sum(), theta, create_graph=True)
             s = (g * cotangent.detach()).sum(-1)
+            inputs = [images, labels] if soft(labels) else [images]
             if along_theta:
-                return Sweep(s.detach(), *torch.autograd.grad(s.sum(), (theta, images)))
-            return Sweep(s.detach(), torch.zeros_like(theta), torch.autograd.grad(s.sum(), images)[0])
+                to_theta, *others = torch.autograd.grad(s.sum(), [theta, *inputs])
+            else:
+                to_theta, others = torch.zeros_like(theta), list(torch.autograd.grad(s.sum(), inputs))
+            return Sweep(s.detach(), to_theta, others[0], others[1] if soft(labels) else None)
+
+
+def soft(labels: Tensor) -> bool:
+    """Whether labels are distributions over the classes, and no classes."""
+    return labels.is_floating_point()
 
 
 def chunk_size(batch_size: int, device: torch.device) -> int:
@@ -131,17 +149,18 @@ class CompiledDerivatives(Derivatives):
             g: Tensor = grad(lambda theta: losses(theta, images, labels).sum())(theta)
             return g
 
-        def sweep(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            def s(theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        def sweep(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+            def s(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
                 value = jvp(lambda theta: losses(theta, images, labels), (theta,), (cotangent,))[1]
                 return value.sum(), value
 
-            (to_theta, to_images), value = grad(s, argnums=(0, 1), has_aux=True)(theta, images)
-            return value, to_theta, to_images
+            inputs = (0, 1, 2) if soft(labels) else (0, 1)
+            (to_theta, to_images, *to_labels), value = grad(s, argnums=inputs, has_aux=True)(theta, images, labels)
+            return value, to_theta, to_images, to_labels[0] if to_labels else None
 
-        def direct(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            value, _, to_images = sweep(theta, images, labels, cotangent)
-            return value, torch.zeros_like(theta), to_images  # the compiler leaves out what is not returned
+        def direct(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+            value, _, *others = sweep(theta, images, labels, cotangent)
+            return value, torch.zeros_like(theta), *others  # the compiler leaves out what is not returned
 
         self._functions: dict[str, Callable[..., Any]] = {
             "gradient": self._compiled(gradient),
@@ -156,10 +175,10 @@ class CompiledDerivatives(Derivatives):
 
     def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool) -> Sweep:
         name = "sweep" if along_theta else "direct"
-        parts: tuple[Tensor, ...] | None = self._call(name, theta, images, labels, cotangent)
+        parts: tuple[Any, ...] | None = self._call(name, theta, images, labels, cotangent)
         return super()._sweep(theta, images, labels, cotangent, along_theta) if parts is None else Sweep(*parts)
 
-    def _compiled(self, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., Any]:
+    def _compiled(self, function: Callable[..., Tensor | tuple[Tensor | None, ...]]) -> Callable[..., Any]:
         # Every network and batch size is a variant of the same three functions; the default allows eight.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         graphs = "reduce-overhead" if self.device.type == "cuda" else None
@@ -185,7 +204,9 @@ class CompiledDerivatives(Derivatives):
         if self.device.type != "cuda":
             return results
         # A CUDA graph writes its next results over these.
-        return results.clone() if isinstance(results, Tensor) else tuple(result.clone() for result in results)
+        if isinstance(results, Tensor):
+            return results.clone()
+        return tuple(None if result is None else result.clone() for result in results)
 
 
 class Work(NamedTuple):

@@ -17,16 +17,20 @@ from torch.nn.functional import logsigmoid
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Mean cross-entropy, written out so that forward-mode derivatives of it can be differentiated again.
 
-    .. math:: \frac1B \sum_b \Big( \log \sum_c e^{z_{bc}} - z_{b y_b} \Big)
+    .. math:: \frac1B \sum_b \sum_c p_{bc} \Big( \log \sum_{c'} e^{z_{bc'}} - z_{bc} \Big)
+
+    with p = 1 at the class of the image and 0 elsewhere for hard labels.
 
     Args:
         logits: z, shape (B, C).
-        labels: y, shape (B,), int64 in 0..C-1.
+        labels: Classes, shape (B,), int64 in 0..C-1; or soft labels p, shape (B, C), rows that add up to 1.
 
     Returns:
         Loss in nats, shape ().
     """
-    return (logits.logsumexp(1) - logits.gather(1, labels[:, None]).squeeze(1)).mean()
+    if labels.ndim == 1:
+        return (logits.logsumexp(1) - logits.gather(1, labels[:, None]).squeeze(1)).mean()
+    return (labels * (logits.logsumexp(1, keepdim=True) - logits)).sum(1).mean()
 
 
 def parameter_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:

@@ -1,12 +1,28 @@
 """The learnable data set: images, their labels, and the learning rate that belongs to them."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.shapes import ImageShape
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Labels that are learned as logits, together with the images.
+
+    Args:
+        lr: Learning rate of the logits.
+    """
+
+    lr: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"model.soft_labels.lr must be at least 0 and finite, got {self.lr}.")
 
 
 class SyntheticImages(nn.Module):
@@ -21,10 +37,12 @@ class SyntheticImages(nn.Module):
         images_per_class: ipc, at least 1.
         student_lr: Initial alpha, above ``min_student_lr``.
         min_student_lr: Smallest alpha that :meth:`project` leaves, positive.
+        soft: Learn soft labels; they start uniform.
 
     Attributes:
         images: Shape (C * ipc, c, h, w), normalised as the training images are; any real number.
-        labels: Shape (C * ipc,), int64.
+        labels: The class of each image, shape (C * ipc,), int64.
+        label_logits: Logits of the soft labels, shape (C * ipc, C), if there are any.
         student_lr: alpha, shape ().
     """
 
@@ -37,6 +55,7 @@ class SyntheticImages(nn.Module):
         images_per_class: int,
         student_lr: float = 0.01,
         min_student_lr: float = 1e-6,
+        soft: bool = False,
     ) -> None:
         super().__init__()
         if images_per_class < 1:
@@ -49,11 +68,17 @@ class SyntheticImages(nn.Module):
         self.images_per_class = images_per_class
         self.min_student_lr = min_student_lr
         self.images = nn.Parameter(torch.zeros(num_classes * images_per_class, *image_shape))
+        self.label_logits = nn.Parameter(torch.zeros(len(self.images), num_classes)) if soft else None
         self.student_lr = nn.Parameter(torch.tensor(float(student_lr)))
         self.register_buffer("labels", torch.arange(num_classes).repeat_interleave(images_per_class))
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def targets(self) -> Tensor:
+        """What students are trained on: the classes (C * ipc,), or soft labels (C * ipc, C) with their graph."""
+        return self.labels if self.label_logits is None else self.label_logits.softmax(1)
 
     def start_from_noise(self, stream: Stream) -> None:
         """Standard normal pixels, which is the distribution's scale after normalisation."""
@@ -62,6 +87,18 @@ class SyntheticImages(nn.Module):
     def start_from(self, images: Tensor) -> None:
         """Copies of real images in the order of ``labels``, shape (C * ipc, c, h, w)."""
         self.images.data.copy_(images)
+
+    def start_labels_from(self, logits: Tensor) -> None:
+        """Soft labels as a network sees the images, shape (C * ipc, C), none of them for a wrong class.
+
+        Where the network is wrong, the logit of the true class is raised to its largest one.
+
+        Source: Guo et al. 2024 (arXiv:2310.05773), who leave out the images that the network gets wrong.
+        """
+        if self.label_logits is None:
+            raise RuntimeError("There are no soft labels to start.")
+        true = self.labels[:, None]
+        self.label_logits.data.copy_(logits.scatter(1, true, logits.amax(1, keepdim=True)))
 
     @torch.no_grad()
     def project(self) -> None:

@@ -24,6 +24,14 @@ def test_cross_entropy_equals_torch(stream: Stream) -> None:
     torch.testing.assert_close(F.cross_entropy(logits, labels), torch.nn.functional.cross_entropy(logits, labels))
 
 
+def test_cross_entropy_with_soft_labels_equals_torch_and_that_of_classes(stream: Stream) -> None:
+    logits, labels = randn(stream, 5, 4), torch.tensor([0, 3, 1, 1, 2])
+    soft = randn(stream.at("soft"), 5, 4).softmax(1)
+    torch.testing.assert_close(F.cross_entropy(logits, soft), torch.nn.functional.cross_entropy(logits, soft))
+    hot = torch.nn.functional.one_hot(labels).double()
+    torch.testing.assert_close(F.cross_entropy(logits, hot), F.cross_entropy(logits, labels))
+
+
 def test_cross_entropy_of_huge_logits_is_finite() -> None:
     assert F.cross_entropy(torch.tensor([[1e30, -1e30]]), torch.tensor([0])) == 0
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mim4dd_pl.randomness import Stream
-from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.synthetic import SoftLabels, SyntheticImages
 
 
 def test_labels_are_class_by_class() -> None:
@@ -48,3 +48,24 @@ def test_a_student_lr_that_cannot_stay_positive_is_refused(lrs: tuple[float, flo
 def test_no_images_per_class_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.images_per_class must be at least 1, got 0"):
         SyntheticImages((1, 2, 2), 2, 0)
+
+
+def test_students_see_classes_or_the_softmax_of_the_logits() -> None:
+    hard, soft = (SyntheticImages((1, 2, 2), 3, 1, soft=soft) for soft in (False, True))
+    assert hard.targets is hard.labels
+    assert torch.equal(soft.targets, torch.full((3, 3), 1 / 3))
+    assert soft.targets.requires_grad
+
+
+def test_soft_labels_start_as_a_network_sees_the_images_and_never_for_a_wrong_class() -> None:
+    synthetic = SyntheticImages((1, 2, 2), 3, 1, soft=True)
+    seen = torch.tensor([[2.0, 1.0, 0.0], [3.0, 1.0, 0.0], [0.0, 1.0, 4.0]])
+    synthetic.start_labels_from(seen)
+    assert synthetic.label_logits is not None
+    assert synthetic.label_logits.tolist() == [[2, 1, 0], [3, 3, 0], [0, 1, 4]]
+
+
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), float("inf")])
+def test_a_learning_rate_of_labels_is_finite_and_not_negative(lr: float) -> None:
+    with pytest.raises(ValueError, match=r"model\.soft_labels\.lr must be at least 0 and finite"):
+        SoftLabels(lr)

@@ -15,10 +15,9 @@ from mim4dd_pl.randomness import Stream
 from mim4dd_pl.unroll import DetachedUnroll, ExactUnroll, FullGraphUnroll, InnerLoop, Minibatch, Unroll
 from tests.conftest import randn
 
-LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 # A bias before an instance norm has no gradient but rounding errors, which Adam's usual eps of 1e-8 would magnify.
 OPTIMIZERS = [SGD(), Momentum(0.9), Adam(eps=1e-3)]
-Inputs = tuple[Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 Gradients = Callable[..., tuple[Tensor, ...]]
 
 
@@ -32,26 +31,27 @@ def minibatch(stream: Stream) -> Minibatch:
     """For two students four of six images each, another four and another augmentation at every step."""
     augment = DSA()
 
-    def draw(images: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def draw(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         chosen = [torch.randperm(6, generator=stream.at("order", k, step).generator())[:4] for k in range(2)]
         x = [augment(images[chosen[k]], stream.at("augment", k, step)) for k in range(2)]
-        return torch.stack(x), LABELS[torch.stack(chosen)]
+        return torch.stack(x), labels[torch.stack(chosen)]
 
     return draw
 
 
 @pytest.fixture
 def inputs(network: FlatNetwork, stream: Stream) -> Inputs:
-    """Images, student learning rate and the start of two students in float64."""
-    images = randn(stream.at("images"), 6, 1, 4, 4)
+    """Images, soft labels, student learning rate and the start of two students in float64."""
+    images, labels = randn(stream.at("images"), 6, 1, 4, 4), randn(stream.at("labels"), 6, 3).softmax(1)
     start = torch.stack([network.initial(stream.at("start", k)).double() for k in range(2)])
-    return images.requires_grad_(), torch.tensor(0.3, dtype=torch.float64, requires_grad=True), start.requires_grad_()
+    student_lr = torch.tensor(0.3, dtype=torch.float64)
+    return images.requires_grad_(), labels.requires_grad_(), student_lr.requires_grad_(), start.requires_grad_()
 
 
 @pytest.fixture
 def gradients(derivatives: Derivatives, minibatch: Minibatch, inputs: Inputs, stream: Stream) -> Gradients:
-    """Gradients of a random linear function of theta_N on images, lr and start."""
-    direction = randn(stream.at("direction"), *inputs[2].shape)
+    """Gradients of a random linear function of theta_N on images, labels, lr and start."""
+    direction = randn(stream.at("direction"), *inputs[3].shape)
 
     def compute(
         unroll: Unroll, steps: int, optimizer: InnerOptimizer | None = None, window: range | None = None
@@ -81,7 +81,7 @@ def test_a_truncated_unroll_equals_the_full_graph_truncated_alike(
     exact, full = (gradients(unroll, 6, optimizer, window) for unroll in (ExactUnroll(), FullGraphUnroll()))
     assert_equal(exact, full)
     assert not torch.allclose(exact[0], gradients(ExactUnroll(), 6, optimizer)[0])
-    assert bool((exact[2] != 0).any()) == (window[0] == 0)
+    assert bool((exact[3] != 0).any()) == (window[0] == 0)
 
 
 @pytest.mark.parametrize("window", [range(0), range(3, 7), range(-1, 2), range(0, 6, 2)], ids=str)
@@ -112,15 +112,15 @@ def test_all_unrolls_arrive_at_the_same_students(
 def test_two_students_at_once_are_two_single_ones(
     derivatives: Derivatives, minibatch: Minibatch, inputs: Inputs, gradients: Gradients, stream: Stream
 ) -> None:
-    images, student_lr, start = inputs
+    images, labels, student_lr, start = inputs
     direction = randn(stream.at("direction"), *start.shape)
 
     def alone(k: int) -> tuple[Tensor, ...]:
-        def mine(images: Tensor, step: int) -> tuple[Tensor, Tensor]:
-            x, y = minibatch(images, step)
+        def mine(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+            x, y = minibatch(images, labels, step)
             return x[k : k + 1], y[k : k + 1]
 
-        theta = ExactUnroll()(InnerLoop(derivatives, SGD(), mine, 4), images, student_lr, start[k : k + 1])
+        theta = ExactUnroll()(InnerLoop(derivatives, SGD(), mine, 4), images, labels, student_lr, start[k : k + 1])
         return torch.autograd.grad((theta * direction[k]).sum(), inputs)
 
     total = tuple(first + second for first, second in zip(alone(0), alone(1), strict=True))
@@ -140,8 +140,22 @@ def test_detached_unroll_is_not_the_gradient_of_the_unroll(gradients: Gradients)
     assert (detached - full).norm() > 0.05 * full.norm()
 
 
-def test_detached_unroll_is_exact_for_one_step_on_images_and_lr(gradients: Gradients) -> None:
-    assert_equal(gradients(DetachedUnroll(), 1)[:2], gradients(FullGraphUnroll(), 1)[:2])
+def test_detached_unroll_is_exact_for_one_step_on_images_labels_and_lr(gradients: Gradients) -> None:
+    assert_equal(gradients(DetachedUnroll(), 1)[:3], gradients(FullGraphUnroll(), 1)[:3])
+
+
+def test_classes_have_no_gradient_and_are_soft_labels_of_zeros_and_ones(
+    derivatives: Derivatives, minibatch: Minibatch, inputs: Inputs
+) -> None:
+    images, _, student_lr, start = inputs
+    classes = torch.tensor([0, 0, 1, 1, 2, 2])
+    hot = torch.nn.functional.one_hot(classes).double()
+    for unroll in (ExactUnroll(), FullGraphUnroll(), DetachedUnroll()):
+        loop = InnerLoop(derivatives, Momentum(0.9), minibatch, 4)
+        hard, soft = (unroll(loop, images, labels, student_lr, start) for labels in (classes, hot))
+        assert_equal(
+            *(torch.autograd.grad(theta.square().sum(), (images, student_lr, start)) for theta in (hard, soft))
+        )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)
@@ -154,25 +168,25 @@ def test_detached_unroll_is_each_steps_direct_dependence(
     optimizer: InnerOptimizer,
 ) -> None:
     """Oracle: theta_N = theta_0 - alpha * sum of directions, with gradients at a theta_i treated as constant."""
-    images, student_lr, start = inputs
+    images, labels, student_lr, start = inputs
     theta, state, total = start.detach(), optimizer.initial(start), torch.zeros_like(start)
     for i in range(4):
         theta = theta.detach().requires_grad_()
-        loss = derivatives.loss(theta, *minibatch(images, i)).sum()
+        loss = derivatives.loss(theta, *minibatch(images, labels, i)).sum()
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         direction, state = optimizer.direction(state, gradient, i)
         total = total + direction
         theta = theta - student_lr * direction
     along = randn(stream.at("direction"), *start.shape)
-    expected = torch.autograd.grad(((start - student_lr * total) * along).sum(), (images, student_lr))
-    assert_equal(gradients(DetachedUnroll(), 4, optimizer)[:2], expected)
+    expected = torch.autograd.grad(((start - student_lr * total) * along).sum(), (images, labels, student_lr))
+    assert_equal(gradients(DetachedUnroll(), 4, optimizer)[:3], expected)
 
 
 def test_gradient_can_be_taken_twice_and_adds_up(
     derivatives: Derivatives, minibatch: Minibatch, inputs: Inputs, stream: Stream
 ) -> None:
     """Two terms that share one unroll: the sum of their gradients is the gradient of their sum."""
-    u, v = randn(stream, 2, *inputs[2].shape)
+    u, v = randn(stream, 2, *inputs[3].shape)
     student = ExactUnroll()(InnerLoop(derivatives, Momentum(), minibatch, 3), *inputs)
     of_sum = torch.autograd.grad((student * (u + v)).sum(), inputs, retain_graph=True)
     of_u = torch.autograd.grad((student * u).sum(), inputs, retain_graph=True)

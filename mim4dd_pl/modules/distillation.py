@@ -20,7 +20,7 @@ from mim4dd_pl.objectives import Objective
 from mim4dd_pl.population import Experts, at_once
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.shapes import ImageShape
-from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.synthetic import SoftLabels, SyntheticImages
 from mim4dd_pl.trajectories import Segment, SegmentReader, TrajectoryStore
 
 InformationFactory = Callable[[Sequence[ImageShape], int], InformationTerm]
@@ -47,6 +47,7 @@ class DistillationModule(L.LightningModule):
         experts: Recipe and folder of the experts; missing ones are trained first.
         images_per_class: ipc.
         init: Start the images from random real images of their class, or from standard normal noise.
+        soft_labels: Learn labels too, from the first expert's view of the initial images; none by default.
         information: Builds the information term; none by default.
         lr_images: Learning rate of the pixels.
         lr_student_lr: Learning rate of the student's learning rate.
@@ -76,6 +77,7 @@ class DistillationModule(L.LightningModule):
         experts: Experts,
         images_per_class: int = 1,
         init: Literal["real", "noise"] = "real",
+        soft_labels: SoftLabels | None = None,
         information: InformationFactory | None = None,
         lr_images: float = 100.0,
         lr_student_lr: float = 1e-5,
@@ -102,18 +104,23 @@ class DistillationModule(L.LightningModule):
                 f"{objective.last_epoch}, experts are trained for {experts.training.epochs}: raise "
                 "model.experts.training.epochs or lower the others."
             )
+        if soft_labels is not None and init != "real":
+            raise ValueError("model.soft_labels start as an expert's view of real images: set model.init to real.")
         self.network = FlatNetwork(network, image_shape, num_classes)
         self.objective = objective
         self.experts = experts
-        self.init = init
+        self.init, self.soft_labels = init, soft_labels
         self.lr_images, self.lr_student_lr, self.momentum = lr_images, lr_student_lr, momentum
         self.image_gradient_clip = image_gradient_clip
         self.segments_per_step = segments_per_step
         self.compiles: Compile = compile  # Module.compile is a method
         self._compiled: bool | None = None
+        self._continues = False
         self.stream = Stream(seed)
         self._data: ImageDataModule | None = None
-        self.synthetic = SyntheticImages(image_shape, num_classes, images_per_class, student_lr, min_student_lr)
+        self.synthetic = SyntheticImages(
+            image_shape, num_classes, images_per_class, student_lr, min_student_lr, soft=soft_labels is not None
+        )
         objective.check(len(self.synthetic))
         with self.stream.at("heads").as_global():
             self.information = None if information is None else information(self.network.layer_shapes(), num_classes)
@@ -155,8 +162,15 @@ class DistillationModule(L.LightningModule):
             training = ExpertTrainer(self.experts, self.store, self.network, data, self.device, self.compiles)
             while training.train_some():
                 pass
+        if self.soft_labels is not None and not self._continues:
+            self._start_labels()
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
         self.reader = SegmentReader(self._read_segment, self.segments_per_step)
+
+    @torch.no_grad()
+    def _start_labels(self) -> None:
+        expert = self.store.segment(0, 0, self.experts.training.epochs).target.to(self.device)
+        self.synthetic.start_labels_from(self.network(expert, self.synthetic.images))
 
     def on_fit_end(self) -> None:
         self.reader.close()
@@ -177,15 +191,16 @@ class DistillationModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._compiled = checkpoint["compiled"]
+        self._continues = True
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        images_and_lr = torch.optim.SGD(
-            [
-                {"params": [self.synthetic.images], "lr": self.lr_images},
-                {"params": [self.synthetic.student_lr], "lr": self.lr_student_lr},
-            ],
-            momentum=self.momentum,
-        )
+        groups = [
+            {"params": [self.synthetic.images], "lr": self.lr_images},
+            {"params": [self.synthetic.student_lr], "lr": self.lr_student_lr},
+        ]
+        if self.soft_labels is not None:
+            groups.append({"params": [cast(Tensor, self.synthetic.label_logits)], "lr": self.soft_labels.lr})
+        images_and_lr = torch.optim.SGD(groups, momentum=self.momentum)
         if self.information is None or not learned(self.information):
             return [images_and_lr]
         return [images_and_lr, torch.optim.Adam(learned(self.information), lr=self.information.lr)]
@@ -209,6 +224,8 @@ class DistillationModule(L.LightningModule):
             gradient = clip_norm(gradient, self.image_gradient_clip)
         self.synthetic.images.grad = gradient
         self.synthetic.student_lr.grad = lr_gradient
+        if self.synthetic.label_logits is not None:
+            self.synthetic.label_logits.grad = mean.host_labels
         self._step_optimizers(mean.information_parameters)
         self.synthetic.project()
         self._log_step(mean, factor, length)

@@ -19,6 +19,7 @@ class Gradients(NamedTuple):
     host_loss: Tensor  # ()
     host_images: Tensor  # (S, c, h, w)
     host_lr: Tensor  # ()
+    host_labels: Tensor  # (S, C) of the logits of soft labels; (0,) without
     information_loss: Tensor  # ()
     bounds: Tensor  # (K,) nats, of K layers
     information_images: Tensor  # (S, c, h, w)
@@ -33,7 +34,7 @@ def segment_gradients(
     information: InformationTerm | None,
     real: Sequence[Batch],
 ) -> Gradients:
-    """Differentiate both terms.
+    """Differentiate both terms; soft labels learn from the host alone, as the term contrasts classes.
 
     Args:
         match: The host's answer for some segments.
@@ -44,9 +45,13 @@ def segment_gradients(
     """
     loss = match.loss.sum()
     keep = information is not None and information.through_student
-    host_images, host_lr = torch.autograd.grad(loss, (synthetic.images, synthetic.student_lr), retain_graph=keep)
+    logits = [] if synthetic.label_logits is None else [synthetic.label_logits]
+    host_images, host_lr, *host_labels = torch.autograd.grad(
+        loss, (synthetic.images, synthetic.student_lr, *logits), retain_graph=keep
+    )
     term = information_gradients(match, synthetic, network, information, real)
-    return Gradients(loss.detach(), host_images, host_lr, *term)
+    labels = host_labels[0] if host_labels else loss.new_zeros(0)
+    return Gradients(loss.detach(), host_images, host_lr, labels, *term)
 
 
 def information_gradients(

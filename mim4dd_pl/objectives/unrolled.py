@@ -84,20 +84,20 @@ class TrajectoryMatching(Objective):
         size = self.synthetic_batch_size or len(synthetic)
         per_pass = len(synthetic) // size
 
-        def one(images: Tensor, step: int, stream: Stream) -> tuple[Tensor, Tensor]:
-            x, y = images, synthetic.labels
+        def one(images: Tensor, labels: Tensor, step: int, stream: Stream) -> tuple[Tensor, Tensor]:
+            x, y = images, labels
             if size < len(synthetic):
                 generator = stream.at("order", step // per_pass).generator()
                 chunk = torch.randperm(len(synthetic), generator=generator).split(size)[step % per_pass].to(y.device)
                 x, y = images[chunk], y[chunk]
             return (x if self.augment is None else self.augment(x, stream.at("augment", step))), y
 
-        def minibatch(images: Tensor, step: int) -> tuple[Tensor, Tensor]:
-            x, y = zip(*(one(images, step, stream) for stream in streams), strict=True)
+        def minibatch(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+            x, y = zip(*(one(images, labels, step, stream) for stream in streams), strict=True)
             return torch.stack(x), torch.stack(y)
 
         start, target = segments
         loop = InnerLoop(derivatives, self.optimizer, minibatch, self.unroll_steps)
-        student = self.unroll(loop, synthetic.images, synthetic.student_lr, start)
+        student = self.unroll(loop, synthetic.images, synthetic.targets, synthetic.student_lr, start)
         losses = [parameter_distance(*rows) for rows in zip(student, target, start, strict=True)]
         return Match(torch.stack(losses), student, target)
