@@ -1,8 +1,8 @@
 """The distilled set on disk: everything another program needs to train on it correctly.
 
-A folder with ``distilled.safetensors`` (float32 images as trained, labels, student learning rate, normalisation),
-``preview/<class>/NNN.png`` and ``sheet.png`` (8-bit, to look at), ``README.md`` (a data set card) and
-``manifest.json`` (SHA-256 of every file). It is written as a whole or not at all.
+A folder with ``distilled.safetensors`` (float32 images as trained, labels, student learning rate, normalisation, with
+its whitening if there is one), ``preview/<class>/NNN.png`` and ``sheet.png`` (8-bit, to look at), ``README.md`` (a data
+set card) and ``manifest.json`` (SHA-256 of every file). It is written as a whole or not at all.
 """
 
 import json
@@ -19,9 +19,10 @@ from torchvision.utils import make_grid
 
 from mim4dd_pl.errors import StoredFileError
 from mim4dd_pl.files import check_sha256, replacing, restore, sha256
+from mim4dd_pl.normalization import Normalization, Whitening
 
 SCHEMA = 1
-_TENSORS = {"images", "labels", "student_lr", "mean", "std"}
+_WHITENING = {"mean", "matrix", "inverse"}
 _REMEDY = "Export it again, or use another copy."
 
 
@@ -33,8 +34,7 @@ class Distilled:
         images: Normalised pixels as trained, shape (S, c, h, w), float32.
         labels: Shape (S,), int64.
         student_lr: alpha, shape ().
-        mean: Of the real training images with pixels in [0, 1], shape (c,).
-        std: Likewise.
+        normalization: How real images with pixels in [0, 1] become what ``images`` are, on the CPU.
         classes: Name of each label.
         facts: What to know about it: data set, recipe, seed, accuracy, versions; plain text values.
     """
@@ -42,15 +42,27 @@ class Distilled:
     images: Tensor
     labels: Tensor
     student_lr: Tensor
-    mean: Tensor
-    std: Tensor
+    normalization: Normalization
     classes: tuple[str, ...]
     facts: Mapping[str, str]
 
     def pixels(self) -> Tensor:
         """The images as they look: normalisation undone, clamped to [0, 1], shape (S, c, h, w)."""
-        images = self.images.detach().cpu() * self.std[:, None, None].cpu() + self.mean[:, None, None].cpu()
-        return images.clamp(0, 1)
+        return self.normalization.inverse(self.images.detach().cpu()).clamp(0, 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored, by name; the whitening's parts as ``whitening.<name>``."""
+        normalization, whitening = self.normalization, self.normalization.whitening
+        tensors = {
+            "images": self.images,
+            "labels": self.labels,
+            "student_lr": self.student_lr,
+            "mean": normalization.mean,
+            "std": normalization.std,
+        }
+        if whitening is not None:
+            tensors |= {f"whitening.{name}": getattr(whitening, name) for name in _WHITENING}
+        return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
 
 
 def sheet(pixels: Tensor, per_row: int, side: int = 64) -> Tensor:
@@ -82,11 +94,7 @@ def write_distilled(folder: Path, distilled: Distilled) -> None:
         temporary.mkdir()
         # One key: safetensors writes several in random order, and the same set must have the same hash.
         about = {"schema": SCHEMA, "classes": distilled.classes, "facts": dict(distilled.facts)}
-        save_file(
-            {name: getattr(distilled, name).detach().cpu().contiguous() for name in sorted(_TENSORS)},
-            temporary / "distilled.safetensors",
-            {"mim4dd_pl": json.dumps(about)},
-        )
+        save_file(distilled.tensors(), temporary / "distilled.safetensors", {"mim4dd_pl": json.dumps(about)})
         for row, label in enumerate(distilled.labels.tolist()):
             # Labels name the folders: class names may hold anything.
             path = temporary / "preview" / f"{label:03d}" / f"{row % per_class:03d}.png"
@@ -126,9 +134,15 @@ def read_distilled(folder: Path) -> Distilled:
     check_sha256(path, expected, _REMEDY)
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
             about = json.loads(file.metadata()["mim4dd_pl"])
-        return Distilled(**tensors, classes=tuple(about["classes"]), facts=about["facts"])
+        whitening = {name: tensors.pop(f"whitening.{name}") for name in _WHITENING if f"whitening.{name}" in tensors}
+        normalization = Normalization(
+            tensors.pop("mean"), tensors.pop("std"), Whitening(**whitening) if whitening else None
+        )
+        classes = tuple(about["classes"])
+        return Distilled(**tensors, normalization=normalization, classes=classes, facts=about["facts"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise StoredFileError(f"{path} cannot be read: {error}. {_REMEDY}") from error
 
@@ -136,7 +150,7 @@ def read_distilled(folder: Path) -> Distilled:
 class DistilledDataset(Dataset[tuple[Tensor, int]]):
     """A distilled set as a torch Dataset of (normalised image (c, h, w), label).
 
-    Real images to test on must be normalised by ``normalize``, with the statistics that came with the set.
+    Real images to test on must be normalised by ``normalize``, as the set was.
 
     Args:
         folder: The artefact's folder.
@@ -168,8 +182,7 @@ class DistilledDataset(Dataset[tuple[Tensor, int]]):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Real images with pixels in [0, 1], shape (..., c, h, w), as networks trained on this set expect them."""
-        mean, std = (statistic.to(pixels)[:, None, None] for statistic in (self._distilled.mean, self._distilled.std))
-        return (pixels - mean) / std
+        return self._distilled.normalization.to(pixels)(pixels)
 
 
 def _card(distilled: Distilled, per_class: int) -> str:

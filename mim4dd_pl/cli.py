@@ -59,7 +59,7 @@ class KeepRecipe(SaveConfigCallback):
 
 class _Trainer(L.Trainer):
     def check(self, model: L.LightningModule, datamodule: ImageDataModule) -> None:
-        """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing."""
+        """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images."""
         experts = cast(DistillationModule | ExpertModule, model).experts
         show(estimate(self, model, datamodule), self.strategy.root_device, Path(experts.root))
 
@@ -160,6 +160,8 @@ class DistillationCLI(LightningCLI):
             raise UserError(reason_of(error)) from error
         # Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?
         self._check_callbacks()
+        if isinstance(self.model, DistillationModule) and self.subcommand in ("fit", "check"):
+            self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
         self.datamodule.setup(self.subcommand)
         if self.subcommand in ("fit", "check"):
             self.model.attach(self.datamodule)

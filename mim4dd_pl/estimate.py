@@ -183,9 +183,9 @@ def _training_step(engine: Derivatives, images: Indexable, training: Training, n
     device = torch.device("cpu")
     few: Indexable = images
     if isinstance(images, ImageSet):
-        device = images.images.device
+        device = images.labels.device
         count = min(len(images), 4 * training.batch_size)
-        few = replace(images, images=images.images[:count], labels=images.labels[:count])
+        few = replace(images, rows=images.rows[:count], labels=images.labels[:count])
     elif isinstance(images, InMemory):
         device = images.images.device
     streams = [Stream(number) for number in range(networks)]
@@ -198,7 +198,7 @@ def _training_step(engine: Derivatives, images: Indexable, training: Training, n
 def _classification(engine: Derivatives, images: ImageSet, batch_size: int) -> float:
     """Seconds in which one network classifies ``images``."""
     batch = images.batch(torch.arange(min(batch_size, len(images)), device=images.labels.device))
-    classifiers = Classifiers(engine.network, [engine.network.initial(Stream(0)).to(images.images.device)])
+    classifiers = Classifiers(engine.network, [engine.network.initial(Stream(0)).to(images.labels.device)])
     return _seconds(lambda: classifiers.update(batch)) * len(images) / len(batch.labels)
 
 

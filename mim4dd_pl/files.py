@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -30,14 +30,16 @@ _UMASK = _umask()
 def replacing(target: Path) -> Iterator[Path]:
     """A temporary path beside ``target`` that becomes ``target`` when the block ends, and vanishes if it fails.
 
-    The block creates a file or a folder there. A folder at ``target`` is replaced as a whole; a process that is killed
-    between the two renames this takes leaves the old folder aside, and the next writer puts it back. One writer per
-    target: what an earlier, killed one left behind is swept.
+    The block creates a file or a folder there; if it fails, parent folders that were made for it go as well. A folder
+    at ``target`` is replaced as a whole; a process that is killed between the two renames this takes leaves the old
+    folder aside, and the next writer puts it back. One writer per target: what an earlier, killed one left behind is
+    swept.
 
     Raises:
         StoredFileError: If the disk is full, the folder read-only, or the like.
     """
     temporary, aside = (target.with_name(f".{target.name}.{suffix}") for suffix in ("tmp", "old"))
+    made = _missing(target.parent)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         restore(target)
@@ -60,6 +62,7 @@ def replacing(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         _remove(temporary)
+        _remove_empty(made)
 
 
 def restore(target: Path) -> None:
@@ -73,12 +76,28 @@ def restore(target: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone while the block runs; others wait. The lock dies with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def locked(folder: Path, name: str = "") -> Iterator[None]:
+    """Hold a folder, or a name in it, for this process alone while the block runs; others wait.
+
+    The lock dies with the process; its file goes with the block, and the folder too if it was made and is empty.
+    """
+    path, made = folder / f".{name}.lock" if name else folder / ".lock", _missing(folder)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # another process has just removed the folder
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            break
+        os.close(descriptor)  # the process before us has removed the file that we waited for
+    try:
         yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        _remove_empty(made)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -120,3 +139,15 @@ def _remove(path: Path) -> None:
     remove: Callable[[Path], None] = shutil.rmtree if path.is_dir() else Path.unlink
     if path.exists():
         remove(path)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """``folder`` and its parents that do not exist, inmost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders as long as they are empty, inmost first."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()

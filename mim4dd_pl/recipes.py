@@ -1,5 +1,6 @@
 """Recipes as users write them: what is refused before anything is built, and how it is said."""
 
+import inspect
 import json
 import os
 import re
@@ -19,10 +20,17 @@ from mim4dd_pl.objectives import Objective
 from mim4dd_pl.optimizers import InnerOptimizer
 from mim4dd_pl.unroll import Unroll
 
+
+def _concrete(base: type[Any]) -> list[type[Any]]:
+    """The classes below ``base`` that can be built, in the order of their definition."""
+    below = [kind for child in base.__subclasses__() for kind in (child, *_concrete(child))]
+    return [kind for kind in below if not inspect.isabstract(kind)]
+
+
 _SHORT_NAMES: dict[str, Sequence[str]] = {
     "model": modules.__all__,
     "callbacks": callbacks.__all__,
-    "source": [kind.__name__ for kind in Source.__subclasses__()],
+    "source": [kind.__name__ for kind in _concrete(Source)],
     "network": [kind.__name__ for kind in Network.__subclasses__()],
     "objective": [kind.__name__ for kind in Objective.__subclasses__()],
     "optimizer": [kind.__name__ for kind in InnerOptimizer.__subclasses__()],
@@ -107,7 +115,7 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
 
     settings = {"seed_everything": content["seed_everything"], **flat("data", content["data"])}
     settings.update(flat("model", content["model"]))
-    places = ("root", "path", "download")
+    places = ("root", "path", "download", "cache")
     return {key: value for key, value in settings.items() if value is not None and key.rpartition(".")[2] not in places}
 
 

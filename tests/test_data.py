@@ -1,19 +1,19 @@
-"""Sources deliver what they promise, or say what is wrong; the data module splits and normalises."""
+"""The data module splits, normalises and hands out batches; a split copies nothing."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from torch import Tensor
 
-from mim4dd_pl.data import MNIST, Digits, ImageDataModule, ImageFolder, Npz, Source
-from mim4dd_pl.data.catalog import Pixels
-from mim4dd_pl.data.sets import statistics, stratified_split
+from mim4dd_pl.data import Digits, ImageDataModule, Npz, Source, Split
+from mim4dd_pl.data.sets import fits, stratified_split
 from mim4dd_pl.errors import DataError
 from mim4dd_pl.randomness import Stream
-from tests.conftest import ROOT
+from tests.fakes import noise
 
 
 @pytest.fixture(scope="module")
@@ -24,31 +24,10 @@ def digits() -> ImageDataModule:
 
 
 @pytest.fixture
-def npz(tmp_path: Path) -> Path:
-    """Twelve training and six test images of 5x5 RGB pixels, two classes, labels of shape (N, 1) as MedMNIST's."""
-    rng = np.random.default_rng(0)
-    path = tmp_path / "set.npz"
-    np.savez(
-        path,
-        train_images=rng.integers(0, 256, (12, 5, 5, 3), dtype=np.uint8),
-        train_labels=np.arange(12)[:, None] % 2,
-        test_images=rng.integers(0, 256, (6, 5, 5, 3), dtype=np.uint8),
-        test_labels=np.arange(6)[:, None] % 2,
-    )
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An ImageFolder tree of two classes with grey, transparent and oblong pictures."""
-    root = tmp_path / "pets"
-    for split in ("train", "val"):
-        for number, label in enumerate(("cat", "dog")):
-            (root / split / label).mkdir(parents=True)
-            for index, mode in enumerate(("RGB", "L", "RGBA")):
-                picture = Image.new(mode, (12 + index, 9), 40 * (number + 1) if mode == "L" else (200, 10, 10))
-                picture.save(root / split / label / f"{index}.png")
-    return root
+def npz(tmp_path: Path) -> Npz:
+    labels = np.arange(60) % 3
+    np.savez(tmp_path / "set.npz", x_train=noise(60, 6, 6), y_train=labels, x_test=noise(30, 6, 6), y_test=labels[:30])
+    return Npz(str(tmp_path / "set.npz"))
 
 
 def test_digits_are_split_as_documented(digits: ImageDataModule) -> None:
@@ -62,27 +41,27 @@ def test_splits_are_disjoint_and_stratified(digits: ImageDataModule) -> None:
     labels = torch.cat([digits.train.labels, digits.validation.labels])
     share = torch.bincount(digits.validation.labels) / torch.bincount(labels)
     assert float((share - 0.1).abs().max()) < 0.01
+    rows = torch.cat([digits.train.rows, digits.validation.rows])
+    assert torch.equal(rows.sort().values, torch.arange(1437))
     kept, held = stratified_split(labels, 144, seed=0)
     assert torch.equal(torch.cat([kept, held]).sort().values, torch.arange(1437))
+
+
+def test_splits_share_the_images_and_a_batch_is_read_through_the_rows(digits: ImageDataModule) -> None:
+    assert digits.train.images is digits.validation.images
+    chosen = torch.tensor([5, 3])
+    batch = digits.validation.batch(chosen)
+    rows = digits.validation.rows[chosen]
+    pixels = digits.train.images[rows].float() / 255
+    assert torch.equal(batch.images, digits.train.normalization(pixels))
+    assert torch.equal(batch.labels, digits.validation.labels[chosen])
 
 
 def test_training_images_are_normalised_by_their_own_statistics(digits: ImageDataModule) -> None:
     x = digits.train.batch(torch.arange(len(digits.train))).images
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(1), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(1), atol=1e-4, rtol=0)
-
-
-def test_statistics_equal_the_moments_of_the_pixels() -> None:
-    images = torch.randint(0, 256, (20, 3, 5, 5), dtype=torch.uint8)
-    mean, std = statistics(images)
-    pixels = images.double() / 255
-    torch.testing.assert_close(mean.double(), pixels.mean((0, 2, 3)), atol=1e-6, rtol=0)
-    torch.testing.assert_close(std.double(), pixels.std((0, 2, 3), correction=0), atol=1e-6, rtol=0)
-
-
-def test_a_constant_channel_normalises_to_zero() -> None:
-    mean, std = statistics(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8))
-    assert float((7 / 255 - mean) / std) == pytest.approx(0, abs=1e-4)
+    assert digits.validation.normalization is digits.test.normalization is digits.train.normalization
 
 
 def test_batches_cover_a_split_in_order(digits: ImageDataModule) -> None:
@@ -97,6 +76,14 @@ def test_per_class_draws_distinct_images_class_by_class(digits: ImageDataModule,
     assert len(chosen.unique()) == 30
 
 
+def test_per_class_is_the_first_of_each_class_in_a_random_order(digits: ImageDataModule, stream: Stream) -> None:
+    """Published numbers depend on these draws."""
+    order = torch.randperm(len(digits.train), generator=stream.generator()).tolist()
+    labels = digits.train.labels.tolist()
+    expected = [next(row for row in order if labels[row] == label) for label in range(10)]
+    assert digits.train.per_class(1, stream.generator()).tolist() == expected
+
+
 def test_more_images_per_class_than_there_are_is_refused(digits: ImageDataModule, stream: Stream) -> None:
     with pytest.raises(DataError, match="10000 real images per class are asked for, class 0 has 128"):
         digits.train.per_class(10_000, stream.generator())
@@ -109,68 +96,93 @@ def test_max_train_images_keeps_a_stratified_part() -> None:
     assert len(data.validation) == 144
 
 
-def test_fingerprint_sees_one_changed_pixel_and_one_changed_label(digits: ImageDataModule) -> None:
-    train = digits.train
-    images, labels = train.images.clone(), train.labels.clone()
+def test_choosing_on_the_test_images_trains_on_all_others() -> None:
+    data = ImageDataModule(Digits(), validate_on="test")
+    data.setup()
+    assert len(data.train) == 1437
+    assert torch.equal(torch.cat([batch.labels for batch in data.val_dataloader()]), data.test.labels)
+
+
+def test_fingerprint_sees_one_changed_pixel_one_changed_label_and_other_rows() -> None:
+    _, other = Digits().load()
+    images, labels = next(iter(other.chunks)).clone(), other.labels.clone()
     images[0, 0, 0, 0] += 1
     labels[0] = (labels[0] + 1) % 10
-    prints = {
-        replace(train, images=i, labels=y).fingerprint() for i in (train.images, images) for y in (train.labels, labels)
-    }
-    assert len(prints) == 4
+    prints = set()
+    for x in (next(iter(other.chunks)), images):
+        for y in (other.labels, labels):
+            data = ImageDataModule(Given(Split(y, [x])), validate_on="test")
+            data.setup()
+            train = data.train
+            prints |= {train.fingerprint(), replace(train, rows=train.rows[1:]).fingerprint()}
+    assert len(prints) == 8
 
 
-def test_npz_knows_its_shape_and_loads(npz: Path) -> None:
-    source = Npz(str(npz))
-    assert (source.name, source.image_shape, source.classes) == ("set", (3, 5, 5), ("0", "1"))
-    train, test = source.load()
-    stored = np.load(npz)["train_images"]
-    assert torch.equal(train.images, torch.from_numpy(stored).permute(0, 3, 1, 2))
-    assert test.labels.tolist() == [0, 1] * 3
+def test_a_resident_split_gives_the_same_batches_and_keeps_its_fingerprint(digits: ImageDataModule) -> None:
+    resident = digits.validation.resident_on(torch.device("cpu"))
+    for ours, theirs in zip(resident.batches(50), digits.validation.batches(50), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+    assert resident.fingerprint() == digits.validation.fingerprint()
 
 
-def test_npz_with_the_names_of_keras_and_grey_images(tmp_path: Path) -> None:
-    images, labels = np.zeros((4, 6, 6), np.uint8), np.array([0, 1, 0, 1])
-    np.savez(tmp_path / "k.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    source = Npz(str(tmp_path / "k.npz"), image_size=4)
-    assert source.image_shape == (1, 4, 4)
-    assert source.load()[0].images.shape == (4, 1, 4, 4)
+@pytest.mark.parametrize(("size", "free", "expected"), [(0, 0, True), (50, 100, True), (51, 100, False)])
+def test_pixels_move_to_a_device_if_they_fit_into_half_of_what_is_free(size: int, free: int, expected: bool) -> None:
+    assert fits(size, free) is expected
 
 
-def test_npz_with_pickles_is_refused_without_loading_them(tmp_path: Path) -> None:
-    objects = np.array([{}, {}], dtype=object)
-    np.savez(tmp_path / "p.npz", train_images=objects, train_labels=objects, test_images=objects, test_labels=objects)
-    with pytest.raises(DataError, match=r"train_labels of .*p\.npz cannot be read"):
-        Npz(str(tmp_path / "p.npz"))
+def test_pixels_that_do_not_fit_stay_on_the_host(digits: ImageDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without CUDA: what ``to`` asks is how much is free there."""
+    asked = []
+
+    def free(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return 2 * 360 * 64 - 1, 0
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    monkeypatch.setattr(Tensor, "to", lambda self, *_: self)
+    moved = digits.test.to(torch.device("cuda:0"))
+    assert asked == [torch.device("cuda:0")]
+    assert moved.resident is None
 
 
-def test_image_folder_converts_resizes_and_cuts(folder: Path) -> None:
-    source = ImageFolder(str(folder), image_size=8)
-    train, test = source.load()
-    assert (source.name, source.classes) == ("pets", ("cat", "dog"))
-    assert train.images.shape == test.images.shape == (6, 3, 8, 8)
-    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert train.images[1].unique().tolist() == [40]  # the grey cat
-    assert train.images[0][:, 4, 4].tolist() == [200, 10, 10]
+def test_a_batch_of_a_mapped_file_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    """Pixels stay in the page cache: 48 MB of them, and a process that grows by less than a third of that."""
+    np.savez(tmp_path / "large.npz", x_train=noise(12_000, 64, 64), y_train=np.arange(12_000) % 2,
+             x_test=noise(2, 64, 64), y_test=np.arange(2))  # fmt: skip
+    data = ImageDataModule(Npz(str(tmp_path / "large.npz")), cache=str(tmp_path / "cache"))
+    data.setup()
+    again = ImageDataModule(data.source, cache=data.cache)
+    before = _anonymous()
+    again.setup()
+    for rows in torch.randperm(len(again.train)).split(64):
+        again.train.batch(rows)
+    assert _anonymous() - before < 16 * 2**20
 
 
-def test_image_folder_names_a_broken_picture(folder: Path) -> None:
-    (folder / "train" / "cat" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"cat/0\.png cannot be read as an image"):
-        ImageFolder(str(folder), image_size=8).load()
+def _anonymous() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
 
 
-def test_image_folder_names_a_class_that_is_missing_from_the_test(folder: Path) -> None:
-    for picture in (folder / "val" / "dog").iterdir():
-        picture.unlink()
-    (folder / "val" / "dog").rmdir()
-    with pytest.raises(DataError, match="differ in the classes dog"):
-        ImageFolder(str(folder), image_size=8).load()
+def test_labels_decide_the_split_before_anything_is_decoded(npz: Npz, tmp_path: Path) -> None:
+    data = ImageDataModule(npz, cache=str(tmp_path / "cache"))
+    kept, held = data.split()
+    assert (len(kept), len(held)) == (54, 6)
+    with pytest.raises(DataError, match="19 real images per class are asked for, class 0 has 18 training images"):
+        data.check_images_per_class(19)
+    assert os.listdir(tmp_path) == ["set.npz"]
 
 
-def test_missing_mnist_says_what_to_set(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"No MNIST in .* Set data\.source\.download"):
-        MNIST(str(tmp_path), download=False).load()
+class Given(Source):
+    """Promises 8x8 pixels and ten classes, and delivers what it is given."""
+
+    name, image_shape, classes = "given", (1, 8, 8), tuple("0123456789")
+
+    def __init__(self, split: Split) -> None:
+        self.given = split
+
+    def load(self) -> tuple[Split, Split]:
+        return self.given, self.given
 
 
 class Wrong(Source):
@@ -178,32 +190,26 @@ class Wrong(Source):
 
     name, image_shape, classes = "wrong", (1, 4, 4), ("a", "b")
 
-    def __init__(self, side: int, labels: list[int]) -> None:
-        images = torch.zeros(len(labels), 1, side, side, dtype=torch.uint8)
-        self.pixels = Pixels(images, torch.tensor(labels))
+    def __init__(self, side: int, labels: list[int], count: int | None = None) -> None:
+        images = torch.zeros(len(labels) if count is None else count, 1, side, side, dtype=torch.uint8)
+        self.wrong = Split(torch.tensor(labels, dtype=torch.int64), [images])
 
-    def load(self) -> tuple[Pixels, Pixels]:
-        return self.pixels, self.pixels
+    def load(self) -> tuple[Split, Split]:
+        return self.wrong, self.wrong
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (Wrong(5, [0, 1] * 10), r"training images have shape \(1, 5, 5\), expected \(1, 4, 4\)"),
+        (Wrong(5, [0, 1] * 10), r"images have shape \(1, 5, 5\), expected \(1, 4, 4\)"),
         (Wrong(4, [0, 2] * 10), r"training labels lie in 0\.\.2, expected 0\.\.1"),
         (Wrong(4, [0, -1] * 10), r"training labels lie in -1\.\.0, expected 0\.\.1"),
+        (Wrong(4, []), r"training labels lie in nothing, expected 0\.\.1"),
         (Wrong(4, [0] * 10 + [1]), "class b has 1 training images, at least 2 are needed"),
+        (Wrong(4, [0, 1] * 10, count=19), "wrong has 19 images and 20 labels in a split"),
+        (Wrong(4, [0, 1] * 10, count=21), "wrong has 21 images and 20 labels in a split"),
     ],
 )
 def test_data_that_break_their_promise_are_refused(source: Source, message: str) -> None:
     with pytest.raises(DataError, match=message):
         ImageDataModule(source).setup()
-
-
-@pytest.mark.skipif(not (ROOT.parent / "shared/data/mnist.npz").exists(), reason="needs ../shared/data/mnist.npz")
-def test_real_mnist_has_the_published_statistics() -> None:
-    with np.load(ROOT.parent / "shared/data/mnist.npz") as file:
-        key = next(key for key in file if file[key].ndim == 3 and len(file[key]) == 60_000)
-        mean, std = statistics(torch.from_numpy(file[key])[:, None])
-    assert float(mean) == pytest.approx(0.1307, abs=5e-5)
-    assert float(std) == pytest.approx(0.3081, abs=5e-5)

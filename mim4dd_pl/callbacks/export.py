@@ -22,8 +22,7 @@ def distilled_of(trainer: L.Trainer, pl_module: L.LightningModule, **facts: obje
         images=module.synthetic.images.detach().cpu().clone(),
         labels=module.synthetic.labels.cpu(),
         student_lr=module.synthetic.student_lr.detach().cpu().clone(),
-        mean=data.train.mean,
-        std=data.train.std,
+        normalization=data.train.normalization,
         classes=data.source.classes,
         facts=to_facts(data_set=data.source.name, outer_steps=trainer.global_step, **facts),
     )
@@ -32,7 +31,7 @@ def distilled_of(trainer: L.Trainer, pl_module: L.LightningModule, **facts: obje
 class Export(L.Callback):
     """Writes ``distilled/last`` at every validation during a fit, and ``distilled/best`` at the best so far.
 
-    Best is by ``validation/accuracy``; the test images play no part. Each folder is whole at any time.
+    Best is by ``validation/accuracy``, see ``data.validate_on``. Each folder is whole at any time.
     """
 
     def __init__(self) -> None:
@@ -65,6 +64,7 @@ class Export(L.Callback):
             network=module.network.name,
             students=repr(next(c.training for c in trainer.callbacks if isinstance(c, Evaluation))),  # type: ignore[attr-defined]
             objective=repr(module.objective),
+            chosen_on="held-out training images" if data.validate_on == "held_out" else "test images: optimistic",
             training_images=data.train.fingerprint(),
             information_term="off" if module.information is None else type(module.information.critic).__name__,
             seed=module.stream.seed,

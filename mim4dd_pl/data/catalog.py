@@ -1,32 +1,31 @@
-"""Where images come from: data sets decoded once to uint8."""
+"""Where images come from: what a source promises, and the sets that other libraries read.
 
-import zipfile
-import zlib
+A source knows shape and classes when it is built, labels when it is loaded, and decodes pixels in chunks when these are
+asked for, so that no set need fit in memory. It writes nothing; :mod:`mim4dd_pl.data.cache` keeps what it decodes.
+"""
+
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torchvision
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from mim4dd_pl.data.sets import stratified_split
 from mim4dd_pl.errors import DataError
+from mim4dd_pl.normalization import chunk_length
 from mim4dd_pl.shapes import ImageShape
 
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What numpy and zipfile raise at a file that is not what it says."""
 
+class Split(NamedTuple):
+    """One split as a source delivers it: labels (N,) int64, and its images in order as chunks (n, c, h, w) of uint8."""
 
-class Pixels(NamedTuple):
-    """One split as a source delivers it: images (N, c, h, w) uint8, labels (N,) int64."""
-
-    images: Tensor
     labels: Tensor
+    chunks: Iterable[Tensor]
 
 
 class Source(ABC):
@@ -37,12 +36,20 @@ class Source(ABC):
     classes: tuple[str, ...]
 
     @abstractmethod
-    def load(self) -> tuple[Pixels, Pixels]:
-        """Training and test images.
+    def load(self) -> tuple[Split, Split]:
+        """Training and test images; pixels are decoded when the chunks are read, once.
 
         Raises:
-            DataError: If they are missing or not what they should be.
+            DataError: If they are missing or not what they should be; reading the chunks may raise it too.
         """
+
+    def files(self) -> Mapping[str, Path]:
+        """What is decoded: paths by their names within the set. None for a set that costs nothing to decode.
+
+        Raises:
+            DataError: If they are missing.
+        """
+        return {}
 
 
 class Digits(Source):
@@ -52,7 +59,7 @@ class Digits(Source):
     image_shape = (1, 8, 8)
     classes = tuple("0123456789")
 
-    def load(self) -> tuple[Pixels, Pixels]:
+    def load(self) -> tuple[Split, Split]:
         from sklearn.datasets import load_digits  # slow to import, and needed here only
 
         data = load_digits()
@@ -60,229 +67,173 @@ class Digits(Source):
         images = torch.from_numpy(np.round(data.images * (255 / 16)).astype(np.uint8))[:, None]
         labels = torch.from_numpy(data.target.astype(np.int64))
         train, test = stratified_split(labels, 360, seed=0)
-        return Pixels(images[train], labels[train]), Pixels(images[test], labels[test])
+        return Split(labels[train], [images[train]]), Split(labels[test], [images[test]])
 
 
-class MNIST(Source):
-    """MNIST (LeCun et al. 1998) as torchvision stores it.
+class Torchvision(Source):
+    """A set that torchvision fetches and checks.
 
     Args:
-        root: Folder that holds ``MNIST/raw``.
-        download: Fetch the files there if they are missing.
-        image_size: Side in pixels to resize to; 28 by default.
+        root: Folder that holds torchvision's files.
+        download: Fetch them there if they are missing.
+        image_size: Side in pixels to resize to; as published by default.
     """
+
+    published: ClassVar[ImageShape]
+    stored: ClassVar[tuple[str, ...]]
+    """Torchvision's files below ``root``."""
+
+    def __init__(self, root: str = "data", download: bool = True, image_size: int | None = None) -> None:
+        check_image_size(image_size)
+        self.root = Path(root)
+        self.download = download
+        side = image_size or self.published[1]
+        self.image_shape = (self.published[0], side, side)
+
+    @abstractmethod
+    def open(self, train: bool) -> Any:
+        """Torchvision's data set of one split, which has ``data`` and ``targets`` or ``labels``."""
+
+    def load(self) -> tuple[Split, Split]:
+        return self._split(train=True), self._split(train=False)
+
+    def files(self) -> Mapping[str, Path]:
+        paths = {name: self.root / name for name in self.stored}
+        if not all(path.exists() for path in paths.values()):
+            for train in (True, False):
+                self._open(train)
+        return {name: path for name, path in paths.items() if path.exists()}
+
+    def _open(self, train: bool) -> Any:
+        try:
+            return self.open(train)
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:
+            raise DataError(
+                f"No {type(self).__name__} in {self.root} ({first_line(error)}). Set data.source.download to true "
+                f"where there is a network, or data.source.root to the folder that holds {self.stored[0]}."
+            ) from error
+
+    def _split(self, train: bool) -> Split:
+        data = self._open(train)
+        labels = data.labels if hasattr(data, "labels") else data.targets
+        images = torch.as_tensor(data.data)
+        if images.ndim == 3:
+            images = images[:, None]
+        elif images.shape[1] != 3:
+            images = images.permute(0, 3, 1, 2)
+        return Split(torch.as_tensor(labels).long(), self._chunks(images))
+
+    def _chunks(self, images: Tensor) -> Iterator[Tensor]:
+        for chunk in images.split(chunk_length(images)):
+            yield square(chunk, self.image_shape[1])
+
+
+def _idx(folder: str) -> tuple[str, ...]:
+    """The four files of MNIST and its kin."""
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(f"{folder}/raw/{name}-ubyte" for name in names)
+
+
+class MNIST(Torchvision):
+    """Handwritten digits, 60,000 + 10,000 of 28x28 (LeCun et al. 1998)."""
 
     name = "mnist"
+    published = (1, 28, 28)
     classes = tuple("0123456789")
+    stored = _idx("MNIST")
 
-    def __init__(self, root: str = "data", download: bool = True, image_size: int = 28) -> None:
-        _check_image_size(image_size)
-        self.root = root
-        self.download = download
-        self.image_shape = (1, image_size, image_size)
-
-    def load(self) -> tuple[Pixels, Pixels]:
-        splits = []
-        for train in (True, False):
-            try:
-                data = torchvision.datasets.MNIST(self.root, train=train, download=self.download)
-            except (RuntimeError, OSError, ValueError, AssertionError) as error:
-                raise DataError(
-                    f"No MNIST in {self.root} ({_first_line(error)}). Set data.source.download to true where there is "
-                    "a network, or data.source.root to the folder that holds MNIST/raw."
-                ) from error
-            images = _square(data.data[:, None], self.image_shape[1])
-            splits.append(Pixels(images, data.targets.long()))
-        return splits[0], splits[1]
+    def open(self, train: bool) -> Any:
+        return torchvision.datasets.MNIST(self.root, train=train, download=self.download)
 
 
-class Npz(Source):
-    """A ``.npz`` file with ``train_images, train_labels, test_images, test_labels`` (MedMNIST's names) or
-    ``x_train, y_train, x_test, y_test`` (Keras's).
+class FashionMNIST(Torchvision):
+    """Articles of clothing, 60,000 + 10,000 of 28x28 (Xiao et al. 2017, arXiv:1708.07747)."""
 
-    Images are uint8 of shape (N, h, w) or (N, h, w, c), labels integers of shape (N,) or (N, 1) counting from 0.
+    name = "fashion_mnist"
+    published = (1, 28, 28)
+    classes = tuple(torchvision.datasets.FashionMNIST.classes)
+    stored = _idx("FashionMNIST")
 
-    Args:
-        path: The file.
-        image_size: Side in pixels of the result, cut to the centre square; as stored by default, then square already.
-    """
-
-    name = "npz"
-
-    def __init__(self, path: str, image_size: int | None = None) -> None:
-        self.path = Path(path)
-        self.name = self.path.stem
-        # Labels are small: reading them and the images' headers tells shape and classes without decoding images.
-        names = ("train_images", "train_labels", "test_images", "test_labels")
-        with self._open() as file:
-            self._keys = names if names[0] in file else ("x_train", "y_train", "x_test", "y_test")
-            missing = [key for key in self._keys if key not in file]
-            if missing:
-                raise DataError(
-                    f"{self.path} lacks {', '.join(missing)}: expected {', '.join(names)}, or x_train, y_train, "
-                    f"x_test, y_test; it has {', '.join(sorted(file)) or 'nothing'}."
-                )
-            labels = self._labels(file, self._keys[1])
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(labels):
-            raise DataError(
-                f"{self._keys[1]} of {self.path} lie in {int(labels.min())}..{int(labels.max())}, expected 0..C-1 with "
-                f"fewer classes than its {len(labels)} images."
-            )
-        shape = self._stored_shape()
-        _check_image_size(image_size)
-        if image_size is None and shape[1] != shape[2]:
-            raise DataError(f"{self.path} holds images of {shape[1]}x{shape[2]}: set data.source.image_size.")
-        side, channels = image_size or shape[1], shape[3] if len(shape) == 4 else 1
-        if channels not in (1, 3):
-            raise DataError(f"{self.path} holds images of {channels} channels, expected 1 or 3.")
-        self.image_shape = (channels, side, side)
-        self.classes = tuple(str(label) for label in range(int(labels.max()) + 1))
-
-    def load(self) -> tuple[Pixels, Pixels]:
-        splits = []
-        with self._open() as file:
-            for images_key, labels_key in (self._keys[:2], self._keys[2:]):
-                images = self._array(file, images_key)
-                if images.dtype != np.uint8 or images.ndim not in (3, 4):
-                    raise DataError(
-                        f"{images_key} of {self.path} must be uint8 of shape (N, h, w) or (N, h, w, c), got "
-                        f"{images.dtype} of shape {images.shape}."
-                    )
-                pixels = torch.from_numpy(images)
-                pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-                labels = self._labels(file, labels_key)
-                if len(labels) != len(pixels):
-                    raise DataError(f"{self.path} has {len(pixels)} {images_key} and {len(labels)} {labels_key}.")
-                splits.append(Pixels(pixels, labels))
-        train, test = splits
-        if train.images.shape[1:] != test.images.shape[1:]:
-            raise DataError(
-                f"{self.path} holds training images of {tuple(train.images.shape[1:])} and test images of "
-                f"{tuple(test.images.shape[1:])}, expected one shape."
-            )
-        side = self.image_shape[1]
-        return Pixels(_square(train.images, side), train.labels), Pixels(_square(test.images, side), test.labels)
-
-    def _open(self) -> "np.lib.npyio.NpzFile":
-        try:
-            file = np.load(self.path, allow_pickle=False)
-        except FileNotFoundError:
-            raise DataError(f"No such file: {self.path} (data.source.path).") from None
-        except _UNREADABLE as error:
-            raise DataError(f"{self.path} is no readable .npz file: {_first_line(error)}") from error
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise DataError(f"{self.path} is a single array, expected a .npz file.")
-        return file
-
-    def _array(self, file: "np.lib.npyio.NpzFile", key: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
-        try:
-            return np.asarray(file[key])
-        except _UNREADABLE as error:
-            raise DataError(f"{key} of {self.path} cannot be read: {_first_line(error)}") from error
-
-    def _labels(self, file: "np.lib.npyio.NpzFile", key: str) -> Tensor:
-        labels = self._array(file, key)
-        if (
-            labels.dtype.kind not in "iu"
-            or labels.size == 0
-            or labels.shape
-            not in (
-                (len(labels),),
-                (len(labels), 1),
-            )
-        ):
-            raise DataError(
-                f"{key} of {self.path} must be integers of shape (N,) or (N, 1), got {labels.dtype} of shape "
-                f"{labels.shape}."
-            )
-        return torch.from_numpy(labels.astype(np.int64).reshape(-1))
-
-    def _stored_shape(self) -> tuple[int, ...]:
-        key = self._keys[0]
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as member:
-                version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape: tuple[int, ...] = read(member)[0]
-        except _UNREADABLE as error:
-            raise DataError(f"{key} of {self.path} cannot be read: {_first_line(error)}") from error
-        if len(shape) not in (3, 4):
-            raise DataError(f"{key} of {self.path} must have shape (N, h, w) or (N, h, w, c), got {shape}.")
-        return shape
+    def open(self, train: bool) -> Any:
+        return torchvision.datasets.FashionMNIST(self.root, train=train, download=self.download)
 
 
-class ImageFolder(Source):
-    """A tree ``root/train/<class>/<image>`` and ``root/test/<class>/<image>`` (or ``val`` for ``test``).
+class KMNIST(Torchvision):
+    """Cursive Japanese characters, 60,000 + 10,000 of 28x28 (Clanuwat et al. 2018, arXiv:1812.01718)."""
 
-    Images become RGB, are resized so that the shorter side fits and cut to the centre square.
+    name = "kmnist"
+    published = (1, 28, 28)
+    classes = tuple(torchvision.datasets.KMNIST.classes)
+    stored = _idx("KMNIST")
 
-    Args:
-        root: The folder; its name becomes the name of the data set.
-        image_size: Side in pixels of the result.
-    """
-
-    def __init__(self, root: str, image_size: int) -> None:
-        _check_image_size(image_size)
-        self.root = Path(root)
-        self.name = self.root.resolve().name
-        self.image_shape = (3, image_size, image_size)
-        train = self.root / "train"
-        if not train.is_dir():
-            raise DataError(f"No folder {train}: data.source.root needs train/<class>/ and test/<class>/ (or val/).")
-        self.classes = _class_folders(train)
-        held_out = [self.root / name for name in ("test", "val") if (self.root / name).is_dir()]
-        if not held_out:
-            raise DataError(f"{self.root} has neither test/ nor val/ beside train/: one must hold the test images.")
-        self._folders = (train, held_out[0])
-
-    def load(self) -> tuple[Pixels, Pixels]:
-        train, test = (self._decode(folder) for folder in self._folders)
-        return train, test
-
-    def _decode(self, folder: Path) -> Pixels:
-        if (classes := _class_folders(folder)) != self.classes:
-            odd = sorted(set(classes) ^ set(self.classes))
-            raise DataError(f"{folder} and {self._folders[0]} differ in the classes {', '.join(odd)}.")
-        number = {name: label for label, name in enumerate(self.classes)}
-        try:
-            samples = make_dataset(str(folder), number, is_valid_file=_is_picture)
-        except (FileNotFoundError, RuntimeError) as error:
-            raise DataError(f"{folder}: {_first_line(error)}") from error
-        side = self.image_shape[1]
-        images = torch.empty(len(samples), 3, side, side, dtype=torch.uint8)
-        for row, (path, _) in enumerate(samples):
-            try:
-                with Image.open(path) as picture:
-                    if picture.mode[0] in "IF":
-                        # Pillow would cut more than 8 bits to white.
-                        raise DataError(f"{path} has pixels of mode {picture.mode}, expected 8 bits a channel.")
-                    pixels = transforms.pil_to_tensor(picture.convert("RGB"))
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-                raise DataError(f"{path} cannot be read as an image: {_first_line(error)}") from error
-            images[row] = _square(pixels, side)
-        return Pixels(images, torch.tensor([label for _, label in samples], dtype=torch.int64))
+    def open(self, train: bool) -> Any:
+        return torchvision.datasets.KMNIST(self.root, train=train, download=self.download)
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
+class SVHN(Torchvision):
+    """House numbers, 73,257 + 26,032 of 32x32 in colour (Netzer et al. 2011)."""
+
+    name = "svhn"
+    published = (3, 32, 32)
+    classes = tuple("0123456789")
+    stored = ("train_32x32.mat", "test_32x32.mat")
+
+    def open(self, train: bool) -> Any:
+        return torchvision.datasets.SVHN(self.root, split="train" if train else "test", download=self.download)
 
 
-def _is_picture(path: str) -> bool:
-    return path.lower().endswith(IMG_EXTENSIONS) and not Path(path).name.startswith(".")
+class CIFAR10(Torchvision):
+    """Small photographs of ten classes, 50,000 + 10,000 of 32x32 (Krizhevsky 2009)."""
+
+    name = "cifar10"
+    published = (3, 32, 32)
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    stored = tuple(
+        f"cifar-10-batches-py/{name}"
+        for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+    )
+
+    def open(self, train: bool) -> Any:
+        return torchvision.datasets.CIFAR10(self.root, train=train, download=self.download)
 
 
-def _check_image_size(image_size: int | None) -> None:
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
+
+
+class CIFAR100(Torchvision):
+    """Small photographs of a hundred classes, 50,000 + 10,000 of 32x32 (Krizhevsky 2009)."""
+
+    name = "cifar100"
+    published = (3, 32, 32)
+    classes = tuple(_CIFAR100.split())
+    stored = tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))
+
+    def open(self, train: bool) -> Any:
+        return torchvision.datasets.CIFAR100(self.root, train=train, download=self.download)
+
+
+def check_image_size(image_size: int | None) -> None:
+    """Refuse sides that no network here can take."""
     if image_size is not None and not 4 <= image_size <= 1024:
         raise ValueError(f"data.source.image_size must lie in 4..1024 pixels, got {image_size}.")
 
 
-def _square(images: Tensor, side: int) -> Tensor:
+def square(images: Tensor, side: int) -> Tensor:
     """uint8 images (..., c, h, w), resized so that the shorter side fits and cut to the centre square."""
     if min(images.shape[-2:]) != side:
         images = transforms.resize(images, [side], antialias=True)
-    square: Tensor = transforms.center_crop(images, [side, side])
-    return square
+    cut: Tensor = transforms.center_crop(images, [side, side])
+    return cut
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without what it adds."""
     return str(error).strip().split("\n")[0]

@@ -1,13 +1,18 @@
 """The data set as Lightning sees it: steps to count, and batches to evaluate on."""
 
+import math
 from collections.abc import Iterator
+from typing import Literal, cast
 
 import lightning as L
 import torch
+from torch import Tensor
 
-from mim4dd_pl.data.catalog import Pixels, Source
-from mim4dd_pl.data.sets import Batch, ImageSet, statistics, stratified_split
+from mim4dd_pl.data.cache import Cache, Decoded
+from mim4dd_pl.data.catalog import Source
+from mim4dd_pl.data.sets import Batch, ImageSet, check_per_class, fingerprint, stratified_split
 from mim4dd_pl.errors import DataError
+from mim4dd_pl.normalization import MOST_FEATURES
 from mim4dd_pl.shapes import ImageShape
 
 
@@ -36,10 +41,11 @@ class _EvaluationBatches:
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Training, validation and test images of one source, in memory as uint8.
+    """Training, validation and test images of one source, uint8 until they are used.
 
-    The validation images are a stratified part of the training images; they choose checkpoints, the test images only
-    report. The split depends on ``split_seed`` alone, so runs with different seeds are compared on the same images.
+    The validation images choose checkpoints, the test images only report. Validation images are a stratified part of
+    the training images; the split depends on ``split_seed`` alone, so runs with different seeds are compared on the
+    same images.
 
     Args:
         source: Where the images come from.
@@ -47,6 +53,10 @@ class ImageDataModule(L.LightningDataModule):
         max_train_images: Keep a stratified part of this many training images (after the validation split).
         evaluation_batch_size: Images per evaluation batch.
         split_seed: Decides the split.
+        validate_on: ``held_out`` as above, or ``test``: train on all training images and choose by the test images, as
+            the literature does; accuracies so chosen are optimistic.
+        zca: Whiten the images (ZCA), each split by the training images.
+        cache: Folder where decoded images are kept; null decodes into memory every time.
 
     Attributes:
         train, validation, test: The splits, after ``setup``.
@@ -63,6 +73,9 @@ class ImageDataModule(L.LightningDataModule):
         max_train_images: int | None = None,
         evaluation_batch_size: int = 512,
         split_seed: int = 0,
+        validate_on: Literal["held_out", "test"] = "held_out",
+        zca: bool = False,
+        cache: str | None = "checkpoints/decoded",
     ) -> None:
         super().__init__()
         if not 0 < validation_fraction < 1:
@@ -71,12 +84,26 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"data.evaluation_batch_size must be at least 1, got {evaluation_batch_size}.")
         if split_seed < 0:
             raise ValueError(f"data.split_seed must be at least 0, got {split_seed}.")
+        if cache == "":
+            raise ValueError("data.cache must name a folder or be null, got nothing.")
+        if len(source.classes) < 2:
+            raise DataError(f"{source.name} has {len(source.classes)} class, at least 2 are needed.")
+        if zca and (features := math.prod(source.image_shape)) > MOST_FEATURES:
+            raise DataError(
+                f"data.zca takes images of up to {MOST_FEATURES:,} numbers, those of {source.name} have "
+                f"{features:,} ({'x'.join(map(str, source.image_shape))}): set data.zca to false or a smaller "
+                "data.source.image_size."
+            )
         self.source = source
         self.validation_fraction = validation_fraction
         self.max_train_images = max_train_images
         self.evaluation_batch_size = evaluation_batch_size
         self.split_seed = split_seed
-        self._loaded = False
+        self.validate_on = validate_on
+        self.zca = zca
+        self.cache = cache
+        self._rows: tuple[Tensor, Tensor] | None = None
+        self._ready = False
 
     @property
     def image_shape(self) -> ImageShape:
@@ -88,42 +115,53 @@ class ImageDataModule(L.LightningDataModule):
         """C."""
         return len(self.source.classes)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load once, check, split and measure the statistics.
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Read and check the labels and decide the split, once; no image is decoded and nothing is written.
+
+        Returns:
+            Rows of the source's training images: those to train on, and those held out.
 
         Raises:
-            DataError: If the images or labels are not what the source promises.
+            DataError: If files are missing, or the labels are not what the source promises.
         """
-        if self._loaded:
+        if self._rows is None:
+            self._cache = Cache(self.source, self.cache)
+            self._decoded = self._cache.find()
+            self._loaded = None if self._decoded is not None else self.source.load()
+            train, test = self._decoded or self._loaded  # type: ignore[misc]
+            self._check("training", train.labels)
+            self._check("test", test.labels)
+            self._labels = train.labels
+            self._rows = self._decide(train.labels)
+        return self._rows
+
+    def setup(self, stage: str | None = None) -> None:
+        """Decode the images or find them decoded, and measure the statistics, once.
+
+        Raises:
+            DataError: If the images are not what the source promises.
+        """
+        if self._ready:
             return
-        if self.num_classes < 2:
-            raise DataError(f"{self.source.name} has {self.num_classes} class, at least 2 are needed.")
-        train, test = self.source.load()
-        for split, pixels in (("training", train), ("test", test)):
-            self._check(split, pixels)
-        kept, held = stratified_split(
-            train.labels, max(1, round(self.validation_fraction * len(train.labels))), self.split_seed
-        )
-        if self.max_train_images is not None:
-            if not self.num_classes <= self.max_train_images <= len(kept):
-                raise DataError(
-                    f"data.max_train_images must lie in {self.num_classes}..{len(kept)} for {self.source.name}, got "
-                    f"{self.max_train_images}."
-                )
-            if self.max_train_images < len(kept):
-                _, part = stratified_split(train.labels[kept], self.max_train_images, self.split_seed)
-                kept = kept[part]
-        left = torch.bincount(train.labels[kept], minlength=self.num_classes)
-        if int(left.min()) == 0:
-            raise DataError(
-                f"{self.source.name}: class {self.source.classes[int(left.argmin())]} has no training images left "
-                "beside the validation images: lower data.validation_fraction or raise data.max_train_images."
-            )
-        mean, std = statistics(train.images[kept])
-        self.train = ImageSet(train.images[kept], train.labels[kept], mean, std, self.num_classes)
-        self.validation = ImageSet(train.images[held], train.labels[held], mean, std, self.num_classes)
-        self.test = ImageSet(test.images, test.labels, mean, std, self.num_classes)
-        self._loaded = True
+        kept, held = self.split()
+        if self._loaded is not None:
+            self._decoded, self._loaded = self._cache.decode(self._loaded), None
+        train, test = cast(tuple[Decoded, Decoded], self._decoded)
+        normalization = self._cache.normalization(train, kept, fingerprint(train.content, kept), self.zca)
+
+        def images(decoded: Decoded, rows: Tensor) -> ImageSet:
+            labels = decoded.labels[rows]
+            return ImageSet(decoded.images, rows, labels, normalization, self.num_classes, decoded.content)
+
+        self.train = images(train, kept)
+        self.test = images(test, torch.arange(len(test.labels)))
+        self.validation = images(train, held) if self.validate_on == "held_out" else self.test
+        self._ready = True
+
+    def check_images_per_class(self, count: int) -> None:
+        """Refuse to draw more real training images of each class than there are, before any is decoded."""
+        kept, _ = self.split()
+        check_per_class(self._labels[kept], self.num_classes, count)
 
     def train_dataloader(self) -> _Steps:
         return _Steps()
@@ -134,18 +172,34 @@ class ImageDataModule(L.LightningDataModule):
     def test_dataloader(self) -> _EvaluationBatches:
         return _EvaluationBatches(self.test, self.evaluation_batch_size)
 
-    def _check(self, split: str, pixels: Pixels) -> None:
-        if tuple(pixels.images.shape[1:]) != self.image_shape:
-            raise DataError(
-                f"{self.source.name}: {split} images have shape {tuple(pixels.images.shape[1:])}, expected "
-                f"{self.image_shape}."
+    def _decide(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        kept, held = torch.arange(len(labels)), torch.empty(0, dtype=torch.int64)
+        if self.validate_on == "held_out":
+            kept, held = stratified_split(
+                labels, max(1, round(self.validation_fraction * len(labels))), self.split_seed
             )
-        counts = torch.bincount(pixels.labels.clamp(min=0), minlength=self.num_classes)
-        if pixels.labels.min() < 0 or len(counts) > self.num_classes:
+        if self.max_train_images is not None:
+            if not self.num_classes <= self.max_train_images <= len(kept):
+                raise DataError(
+                    f"data.max_train_images must lie in {self.num_classes}..{len(kept)} for {self.source.name}, got "
+                    f"{self.max_train_images}."
+                )
+            if self.max_train_images < len(kept):
+                _, part = stratified_split(labels[kept], self.max_train_images, self.split_seed)
+                kept = kept[part]
+        left = torch.bincount(labels[kept], minlength=self.num_classes)
+        if int(left.min()) == 0:
             raise DataError(
-                f"{self.source.name}: {split} labels lie in {int(pixels.labels.min())}..{int(pixels.labels.max())}, "
-                f"expected 0..{self.num_classes - 1}."
+                f"{self.source.name}: class {self.source.classes[int(left.argmin())]} has no training images left "
+                "beside the validation images: lower data.validation_fraction or raise data.max_train_images."
             )
+        return kept, held
+
+    def _check(self, split: str, labels: Tensor) -> None:
+        counts = torch.bincount(labels.clamp(min=0), minlength=self.num_classes)
+        if len(labels) == 0 or labels.min() < 0 or len(counts) > self.num_classes:
+            found = f"{int(labels.min())}..{int(labels.max())}" if len(labels) else "nothing"
+            raise DataError(f"{self.source.name}: {split} labels lie in {found}, expected 0..{self.num_classes - 1}.")
         if split == "training" and int(counts.min()) < 2:
             label = self.source.classes[int(counts.argmin())]
             raise DataError(

@@ -1,7 +1,7 @@
-"""Labelled images in memory: what networks are trained on and tested with."""
+"""Labelled images: what networks are trained on and tested with."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.errors import DataError
+from mim4dd_pl.normalization import Normalization, chunk_length
+from mim4dd_pl.shapes import ImageShape
 
 
 class Batch(NamedTuple):
@@ -49,29 +51,39 @@ class InMemory:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split in memory: uint8 pixels, labels, and the statistics that normalise them.
+    """One split: rows of the source's uint8 images, their labels, and how they are normalised.
+
+    The images are shared by the splits of a source and may be a file mapped into memory: nothing copies them.
 
     Args:
-        images: Shape (N, c, h, w), uint8.
-        labels: Shape (N,), int64 in 0..C-1.
-        mean: Of the training images over N, h, w with pixels in [0, 1], shape (c,).
-        std: Likewise, shape (c,), positive.
+        images: Of the source, shape (M, c, h, w), uint8, on the host.
+        rows: Which of them are this split, shape (N,), int64, on the host.
+        labels: Of the split, shape (N,), int64 in 0..C-1; batches are on their device.
+        normalization: Fitted on the training rows, on the device of the labels.
         num_classes: C.
+        content: SHA-256 of the source's images and labels.
+        resident: The split's own pixels on the device of the labels, shape (N, c, h, w), uint8; where there are none,
+            each batch is gathered on the host.
     """
 
     images: Tensor
+    rows: Tensor
     labels: Tensor
-    mean: Tensor
-    std: Tensor
+    normalization: Normalization
     num_classes: int
+    content: str
+    resident: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> Batch:
         """The normalised images at ``indices``, shape (B,)."""
-        pixels = self.images[indices].float() / 255
-        return Batch((pixels - self.mean[:, None, None]) / self.std[:, None, None], self.labels[indices])
+        if self.resident is not None:
+            pixels = self.resident[indices]
+        else:
+            pixels = self.images[self.rows[indices.cpu()]].to(self.labels.device)
+        return Batch(self.normalization(pixels.float() / 255), self.labels[indices])
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All images in order, ``size`` at a time."""
@@ -79,14 +91,19 @@ class ImageSet:
             yield self.batch(indices)
 
     def to(self, device: torch.device) -> "ImageSet":
-        """The same split on ``device``."""
-        return replace(
-            self,
-            images=self.images.to(device),
-            labels=self.labels.to(device),
-            mean=self.mean.to(device),
-            std=self.std.to(device),
-        )
+        """The same split on ``device``; its pixels go to an accelerator as far as :func:`fits` lets them."""
+        moved = replace(self, labels=self.labels.to(device), normalization=self.normalization.to(device), resident=None)
+        if device.type == "cuda" and fits(len(self) * self.images[0].numel(), torch.cuda.mem_get_info(device)[0]):
+            return moved.resident_on(device)
+        return moved
+
+    def resident_on(self, device: torch.device) -> "ImageSet":
+        """The same split with its own pixels on ``device``, copied there part by part."""
+        pixels = torch.empty(len(self), *self.images.shape[1:], dtype=torch.uint8, device=device)
+        length = chunk_length(self.images)
+        for rows, into in zip(self.rows.split(length), pixels.split(length), strict=True):
+            into.copy_(self.images[rows])
+        return replace(self, resident=pixels)
 
     def per_class(self, count: int, generator: torch.Generator) -> Tensor:
         """Indices of ``count`` random images of each class without replacement, class by class, shape (C * count,).
@@ -95,45 +112,47 @@ class ImageSet:
             DataError: If a class has fewer images.
         """
         labels = self.labels.cpu()
+        check_per_class(labels, self.num_classes, count)
         order = torch.randperm(len(labels), generator=generator)
-        chosen = []
-        for label in range(self.num_classes):
-            members = order[labels[order] == label]
-            if len(members) < count:
-                raise DataError(
-                    f"{count} real images per class are asked for, class {label} has {len(members)} training images: "
-                    "lower model.images_per_class."
-                )
-            chosen.append(members[:count])
+        chosen = [order[labels[order] == label][:count] for label in range(self.num_classes)]
         return torch.cat(chosen).to(self.labels.device)
 
     def fingerprint(self) -> str:
-        """SHA-256 over pixels and labels: what a stored trajectory or artefact was made from."""
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        for tensor in (self.images, self.labels):
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-        return digest.hexdigest()
+        """SHA-256 of content and rows: what a stored trajectory or artefact was made from."""
+        return fingerprint(self.content, self.rows)
 
 
-def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std of each channel with pixels in [0, 1].
+def fingerprint(content: str, rows: Tensor) -> str:
+    """SHA-256 of some rows of images and labels of known hash."""
+    return hashlib.sha256(content.encode() + rows.numpy().tobytes()).hexdigest()
 
-    Args:
-        images: Shape (N, c, h, w), uint8.
 
-    Returns:
-        Two tensors of shape (c,), float32. The std is at least one grey level (1/255), so a constant channel
-        normalises to zero.
+def check_per_class(labels: Tensor, num_classes: int, count: int) -> None:
+    """Refuse to draw ``count`` images of each class where one has fewer.
+
+    Raises:
+        DataError: Names the class.
     """
-    # Moments from the histogram: exact, and a fraction of the memory of a float copy.
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    means, stds = [], []
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten().int(), minlength=256).double() / channel.numel()
-        mean = (share * levels).sum()
-        means.append(mean)
-        stds.append(((share * (levels - mean).square()).sum()).sqrt())
-    return torch.stack(means).float(), torch.stack(stds).float().clamp(min=1 / 255)
+    members = torch.bincount(labels, minlength=num_classes)
+    if int(members.min()) < count:
+        label = int((members < count).int().argmax())
+        raise DataError(
+            f"{count} real images per class are asked for, class {label} has {int(members[label])} training images: "
+            "lower model.images_per_class."
+        )
+
+
+def fits(size: int, free: int) -> bool:
+    """Whether ``size`` bytes of pixels go to a device with so many free: they may take half of them."""
+    return 2 * size <= free
+
+
+def content_hash(image_shape: ImageShape, labels: Tensor, chunks: Iterable[Tensor]) -> str:
+    """SHA-256 over shape, labels and uint8 pixels, however these are cut into chunks."""
+    digest = hashlib.sha256(repr((len(labels), *image_shape)).encode() + labels.numpy().tobytes())
+    for chunk in chunks:
+        digest.update(np.ascontiguousarray(chunk.numpy()).data)
+    return digest.hexdigest()
 
 
 def stratified_split(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,203 @@
+"""Images decoded once: a folder of arrays that later runs map into memory, with what was measured on them.
+
+``<cache>/<name>-<key>/`` holds ``train_images.npy``, ``train_labels.npy``, ``test_images.npy``, ``test_labels.npy`` and
+``about.json``; the key changes with the source's settings and with the size or time of any of its files. Beside them
+lie the statistics and whitenings of splits, under the fingerprint of their training images.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mim4dd_pl.data.catalog import Source, Split
+from mim4dd_pl.data.sets import content_hash
+from mim4dd_pl.errors import DataError
+from mim4dd_pl.files import locked, replacing, sha256, write_text
+from mim4dd_pl.normalization import Normalization, Whitening, statistics, whitened
+from mim4dd_pl.shapes import ImageShape
+
+SCHEMA = 1
+_SPLITS = ("train", "test")
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+_log = logging.getLogger(__name__)
+
+
+class Decoded(NamedTuple):
+    """One split: images (N, c, h, w) uint8, labels (N,) int64, and the SHA-256 of both."""
+
+    images: Tensor
+    labels: Tensor
+    content: str
+
+
+class Cache:
+    """What is kept of one source.
+
+    Args:
+        source: Of the images.
+        root: Folder of all caches; None keeps nothing.
+    """
+
+    def __init__(self, source: Source, root: str | None) -> None:
+        self._source = source
+        files = source.files() if root is not None else {}
+        self._folder = Path(root) / f"{source.name}-{_key(source, files)}" if root is not None and files else None
+
+    def find(self) -> tuple[Decoded, Decoded] | None:
+        """Training and test images if they have been decoded before; what is damaged counts as absent."""
+        if self._folder is None or not (self._folder / "about.json").is_file():
+            return None
+        try:
+            about = json.loads((self._folder / "about.json").read_text(encoding="utf-8"))
+            wrong = [name for name, size in about["bytes"].items() if (self._folder / name).stat().st_size != size]
+            if about["schema"] != SCHEMA or wrong:
+                raise ValueError(f"{', '.join(wrong) or 'its schema'} is not as it was written")
+            train, test = (_mapped(self._folder, split, about["sha256"][split]) for split in _SPLITS)
+        except _DAMAGED as error:
+            _log.warning("%s is decoded anew: %s", self._folder, error)
+            return None
+        return train, test
+
+    def decode(self, splits: tuple[Split, Split]) -> tuple[Decoded, Decoded]:
+        """Training and test images of ``splits``, kept if there is a place for them.
+
+        Raises:
+            DataError: If a picture cannot be decoded or has another shape than the source promises; nothing is left.
+            StoredFileError: If they cannot be written.
+        """
+        shape = self._source.image_shape
+        if self._folder is None:
+            train, test = (_in_memory(shape, split.labels, self._checked(split)) for split in splits)
+            return train, test
+        with locked(self._folder.parent, self._folder.name):
+            # Another process may have decoded them while this one waited.
+            if (found := self.find()) is None:
+                _log.info("Decoding %s into %s ...", self._source.name, self._folder)
+                with replacing(self._folder) as temporary:
+                    temporary.mkdir()
+                    contents = {
+                        name: _write(temporary, name, shape, split.labels, self._checked(split))
+                        for name, split in zip(_SPLITS, splits, strict=True)
+                    }
+                    about = {
+                        "schema": SCHEMA,
+                        "name": self._source.name,
+                        "classes": self._source.classes,
+                        "image_shape": shape,
+                        "sha256": contents,
+                        "bytes": {path.name: path.stat().st_size for path in sorted(temporary.glob("*.npy"))},
+                    }
+                    (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+                found = self.find()
+        if found is None:
+            raise DataError(f"{self._folder} has changed while it was opened; run again.")
+        return found
+
+    def normalization(self, train: Decoded, rows: Tensor, fingerprint: str, zca: bool) -> Normalization:
+        """Statistics and, if ``zca``, whitening of the training images at ``rows``; measured once if they are kept."""
+        if self._folder is None:
+            plain = statistics(train.images, rows)
+            return whitened(plain, train.images, rows) if zca else plain
+        path = self._folder / f"split-{fingerprint[:16]}.json"
+        if (known := _read_normalization(path, zca)) is not None:
+            return known
+        with locked(self._folder):
+            if (known := _read_normalization(path, zca)) is None:
+                known = statistics(train.images, rows)
+                if zca:
+                    _log.info("Fitting the ZCA whitening of %s ...", self._source.name)
+                    known = whitened(known, train.images, rows)
+                _write_normalization(path, known)
+        return known
+
+    def _checked(self, split: Split) -> Iterator[Tensor]:
+        """The chunks, as many and as large as was promised."""
+        name, shape, count = self._source.name, self._source.image_shape, 0
+        for chunk in split.chunks:
+            if tuple(chunk.shape[1:]) != shape:
+                raise DataError(f"{name}: images have shape {tuple(chunk.shape[1:])}, expected {shape}.")
+            count += len(chunk)
+            if count > len(split.labels):
+                break
+            yield chunk
+        if count != len(split.labels):
+            raise DataError(f"{name} has {count} images and {len(split.labels)} labels in a split, expected as many.")
+
+
+def _key(source: Source, files: Mapping[str, Path]) -> str:
+    """Of what decides the result of decoding: the source's settings, and each file's name, size and time."""
+    digest = hashlib.sha256(repr((SCHEMA, type(source).__name__, source.image_shape, source.classes)).encode())
+    for name, path in sorted(files.items()):
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+        digest.update(repr((name, facts.st_size, facts.st_mtime_ns)).encode())
+    return digest.hexdigest()[:12]
+
+
+def _in_memory(shape: ImageShape, labels: Tensor, chunks: Iterable[Tensor]) -> Decoded:
+    images = torch.empty(len(labels), *shape, dtype=torch.uint8)
+    row = 0
+    for chunk in chunks:
+        images[row : row + len(chunk)] = chunk
+        row += len(chunk)
+    return Decoded(images, labels, content_hash(shape, labels, [images]))
+
+
+def _write(folder: Path, split: str, shape: ImageShape, labels: Tensor, chunks: Iterable[Tensor]) -> str:
+    """Write one split chunk by chunk; returns the SHA-256 of its content."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *shape)}
+
+    def written(file: IO[bytes]) -> Iterator[Tensor]:
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk.numpy()).data)
+            yield chunk
+
+    with (folder / f"{split}_images.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        content = content_hash(shape, labels, written(file))
+    np.save(folder / f"{split}_labels.npy", labels.numpy())
+    return content
+
+
+def _mapped(folder: Path, split: str, content: str) -> Decoded:
+    # Copy on write: torch takes writable arrays only, and nobody writes.
+    images = np.load(folder / f"{split}_images.npy", mmap_mode="c", allow_pickle=False)
+    labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
+    return Decoded(torch.from_numpy(images), torch.from_numpy(labels), str(content))
+
+
+def _read_normalization(path: Path, zca: bool) -> Normalization | None:
+    """What is known of a split; what is damaged counts as absent."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        known = Normalization(torch.tensor(about["mean"]), torch.tensor(about["std"]))
+        if not zca:
+            return known
+        stored = path.with_suffix(".safetensors")
+        if about["whitening"] is None or sha256(stored) != about["whitening"]:
+            return None
+        return replace(known, whitening=Whitening(**load_file(stored)))
+    except _DAMAGED:
+        return None
+
+
+def _write_normalization(path: Path, normalization: Normalization) -> None:
+    stored, digest = path.with_suffix(".safetensors"), None
+    if (whitening := normalization.whitening) is not None:
+        with replacing(stored) as temporary:
+            save_file({name: part.contiguous() for name, part in vars(whitening).items()}, temporary)
+        digest = sha256(stored)
+    about = {"mean": normalization.mean.tolist(), "std": normalization.std.tolist(), "whitening": digest}
+    write_text(path, json.dumps(about) + "\n")

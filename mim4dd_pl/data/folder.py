@@ -1,0 +1,146 @@
+"""A tree of pictures as a source, in the layouts of ImageNet's descendants."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.transforms.v2 import functional as transforms
+
+from mim4dd_pl.data.catalog import Source, Split, check_image_size, first_line, square
+from mim4dd_pl.errors import DataError
+
+_Samples = list[tuple[str, int]]
+"""Path and label of each picture."""
+
+_ANNOTATIONS = "val_annotations.txt"
+
+
+class ImageFolder(Source):
+    """A tree ``root/train/<class>/<image>`` and ``root/test/<class>/<image>`` (or ``val`` for ``test``).
+
+    Tiny ImageNet's layout will do too: ``val/images`` with ``val/val_annotations.txt``, and pictures in folders of
+    their class's folder. Images become RGB, are resized so that the shorter side fits and cut to the centre square.
+
+    Args:
+        root: The folder; its name becomes the name of the data set.
+        image_size: Side in pixels of the result.
+        classes: Names of the class folders to use, in the order of their labels; all in alphabetical order by default.
+    """
+
+    def __init__(self, root: str, image_size: int, classes: list[str] | None = None) -> None:
+        check_image_size(image_size)
+        self.root = Path(root)
+        self.name = self.root.resolve().name
+        self.image_shape = (3, image_size, image_size)
+        train = self.root / "train"
+        if not train.is_dir():
+            raise DataError(f"No folder {train}: data.source.root needs train/<class>/ and test/<class>/ (or val/).")
+        folders = _class_folders(train)
+        self.classes = folders if classes is None else tuple(classes)
+        if not self.classes:
+            raise DataError(f"{train} holds no class folders: expected train/<class>/<image>.")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"data.source.classes names a class twice: {', '.join(self.classes)}.")
+        if absent := [name for name in self.classes if name not in folders]:
+            raise DataError(
+                f"{train} lacks the classes {_some(absent)} of data.source.classes; it has {_some(folders)}."
+            )
+        val = self.root / "val"
+        # The test folder of ImageNet's descendants has no labels.
+        held_out = [val] if (val / _ANNOTATIONS).is_file() else [self.root / "test", val]
+        held_out = [folder for folder in held_out if folder.is_dir()]
+        if not held_out:
+            raise DataError(f"{self.root} has neither test/ nor val/ beside train/: one must hold the test images.")
+        self._folders = (train, held_out[0])
+        self._subset = classes is not None
+
+    def files(self) -> Mapping[str, Path]:
+        paths = [path for samples in self._samples for path, _ in samples]
+        return {os.path.relpath(path, self.root): Path(path) for path in paths}
+
+    def load(self) -> tuple[Split, Split]:
+        train, test = (
+            Split(torch.tensor([label for _, label in samples]), self._chunks([path for path, _ in samples]))
+            for samples in self._samples
+        )
+        return train, test
+
+    @cached_property
+    def _samples(self) -> tuple[_Samples, _Samples]:
+        train, held_out = self._folders
+        numbers = {name: label for label, name in enumerate(self.classes)}
+        listed = held_out / _ANNOTATIONS
+        return _listing(train, numbers), (
+            _annotated(listed, numbers, self._subset) if listed.is_file() else self._held_out(held_out, numbers)
+        )
+
+    def _held_out(self, folder: Path, numbers: Mapping[str, int]) -> _Samples:
+        odd = set(self.classes) ^ set(_class_folders(folder))
+        if self._subset:
+            odd &= set(self.classes)
+        if odd:
+            raise DataError(f"{folder} and {self._folders[0]} differ in the classes {_some(sorted(odd))}.")
+        return _listing(folder, numbers)
+
+    def _chunks(self, paths: Sequence[str]) -> Iterator[Tensor]:
+        # Pillow and torch decode and resize without Python's lock.
+        threads = min(8, os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, len(paths), 256):
+                yield torch.stack(list(pool.map(self._decode, paths[start : start + 256])))
+
+    def _decode(self, path: str) -> Tensor:
+        try:
+            with Image.open(path) as picture:
+                if picture.mode[0] in "IF":
+                    # Pillow would cut more than 8 bits to white.
+                    raise DataError(f"{path} has pixels of mode {picture.mode}, expected 8 bits a channel.")
+                # A palette may hold transparent colours, which Pillow takes away in two steps only.
+                colours = picture.convert("RGBA") if "transparency" in picture.info else picture
+                pixels = transforms.pil_to_tensor(colours.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path} cannot be read as an image: {first_line(error)}") from error
+        return square(pixels, self.image_shape[1])
+
+
+def _listing(folder: Path, numbers: Mapping[str, int]) -> _Samples:
+    try:
+        samples: _Samples = make_dataset(str(folder), dict(numbers), is_valid_file=_is_picture)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{folder}: {first_line(error)}") from error
+    return samples
+
+
+def _annotated(listed: Path, numbers: Mapping[str, int], subset: bool) -> _Samples:
+    """Pictures of a flat folder, whose classes a file tells: name and class first in each line."""
+    samples = []
+    for line in listed.read_text(encoding="utf-8").splitlines():
+        words = line.split("\t")
+        if len(words) < 2 or (words[1] not in numbers and not subset):
+            raise DataError(
+                f"{listed} holds the line {line!r:.60}, expected an image and one of the classes of train/."
+            )
+        if words[1] in numbers:
+            samples.append((str(listed.parent / "images" / words[0]), numbers[words[1]]))
+    if absent := sorted(numbers.keys() - {list(numbers)[label] for _, label in samples}):
+        raise DataError(f"{listed} lacks images of the classes {_some(absent)}.")
+    return samples
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
+
+
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith(IMG_EXTENSIONS) and not os.path.basename(path).startswith(".")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names in a sentence, a thousand of them shortened."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

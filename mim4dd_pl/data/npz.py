@@ -1,0 +1,155 @@
+"""A ``.npz`` file as a source, read as a stream: one with more pixels than memory will do."""
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mim4dd_pl.data.catalog import Source, Split, check_image_size, first_line, square
+from mim4dd_pl.errors import DataError
+from mim4dd_pl.normalization import chunk_length
+
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+"""What numpy and zipfile raise at a file that is not what it says."""
+
+_MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+_KERAS = ("x_train", "y_train", "x_test", "y_test")
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: "np.dtype[np.generic]"
+
+
+class Npz(Source):
+    """A ``.npz`` file with ``train_images, train_labels, test_images, test_labels`` (MedMNIST's names) or
+    ``x_train, y_train, x_test, y_test`` (Keras's).
+
+    Images are uint8 of shape (N, h, w) or (N, h, w, c), labels integers of shape (N,) or (N, 1) counting from 0.
+
+    Args:
+        path: The file.
+        image_size: Side in pixels of the result, cut to the centre square; as stored by default, then square already.
+    """
+
+    name = "npz"
+
+    def __init__(self, path: str, image_size: int | None = None) -> None:
+        check_image_size(image_size)
+        self.path = Path(path)
+        self.name = self.path.stem
+        # Labels are small: reading them and the images' headers tells shape and classes without decoding images.
+        with self._open() as archive:
+            found = [name.removesuffix(".npy") for name in archive.namelist()]
+            self._keys = _MEDMNIST if _MEDMNIST[0] in found else _KERAS
+            missing = [key for key in self._keys if key not in found]
+            if missing:
+                raise DataError(
+                    f"{self.path} lacks {', '.join(missing)}: expected {', '.join(_MEDMNIST)}, or "
+                    f"{', '.join(_KERAS)}; it has {', '.join(sorted(found))[:200] or 'nothing'}."
+                )
+            self._labels = [self._read_labels(archive, key) for key in self._keys[1::2]]
+            train, test = (self._header(archive, key) for key in self._keys[::2])
+        labels = self._labels[0]
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(labels):
+            raise DataError(
+                f"{self._keys[1]} of {self.path} lie in {int(labels.min())}..{int(labels.max())}, expected 0..C-1 with "
+                f"fewer classes than its {len(labels)} images."
+            )
+        if train.shape[1:] != test.shape[1:]:
+            raise DataError(
+                f"{self.path} holds training images of {train.shape[1:]} and test images of {test.shape[1:]}, "
+                "expected one shape."
+            )
+        height, width, channels = (*train.shape[1:], 1)[:3]
+        if channels not in (1, 3):
+            raise DataError(f"{self.path} holds images of {channels} channels, expected 1 or 3.")
+        if image_size is None and height != width:
+            raise DataError(f"{self.path} holds images of {height}x{width}: set data.source.image_size.")
+        side = image_size or height
+        self.image_shape = (channels, side, side)
+        self.classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+
+    def files(self) -> Mapping[str, Path]:
+        return {self.path.name: self.path}
+
+    def load(self) -> tuple[Split, Split]:
+        train, test = (
+            Split(labels, self._chunks(key)) for key, labels in zip(self._keys[::2], self._labels, strict=True)
+        )
+        return train, test
+
+    def _chunks(self, key: str) -> Iterator[Tensor]:
+        with self._open() as archive:
+            shape, fortran_order, _ = self._header(archive, key)
+            try:
+                with archive.open(f"{key}.npy") as member:
+                    _read_header(member)
+                    arrays = _whole(member, shape) if fortran_order else _stream(member, shape)
+                    for array in arrays:
+                        pixels = torch.from_numpy(array)
+                        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+                        yield square(pixels, self.image_shape[1])
+            except _UNREADABLE as error:
+                raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
+
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except FileNotFoundError:
+            raise DataError(f"No such file: {self.path} (data.source.path).") from None
+        except _UNREADABLE as error:
+            raise DataError(f"{self.path} is no readable .npz file: {first_line(error)}") from error
+
+    def _read_labels(self, archive: zipfile.ZipFile, key: str) -> Tensor:
+        try:
+            with archive.open(f"{key}.npy") as member:
+                labels = np.lib.format.read_array(member, allow_pickle=False)
+        except _UNREADABLE as error:
+            raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
+        flat = labels.shape in ((labels.size,), (labels.size, 1))
+        if labels.dtype.kind not in "iu" or labels.size == 0 or not flat:
+            raise DataError(
+                f"{key} of {self.path} must be integers of shape (N,) or (N, 1), got {labels.dtype} of shape "
+                f"{labels.shape}."
+            )
+        return torch.from_numpy(labels.astype(np.int64).reshape(-1))
+
+    def _header(self, archive: zipfile.ZipFile, key: str) -> _Header:
+        try:
+            with archive.open(f"{key}.npy") as member:
+                header = _read_header(member)
+        except _UNREADABLE as error:
+            raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
+        if header.dtype != np.uint8 or len(header.shape) not in (3, 4) or 0 in header.shape:
+            raise DataError(
+                f"{key} of {self.path} must be uint8 of shape (N, h, w) or (N, h, w, c), got {header.dtype} of shape "
+                f"{header.shape}."
+            )
+        return header
+
+
+def _read_header(member: IO[bytes]) -> _Header:
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return _Header(*read(member))
+
+
+def _stream(member: IO[bytes], shape: tuple[int, ...]) -> "Iterator[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]":
+    length = chunk_length(torch.empty(1, *shape[1:], device="meta"))
+    image = int(np.prod(shape[1:]))
+    for start in range(0, shape[0], length):
+        count = min(length, shape[0] - start)
+        data = bytearray(member.read(count * image))
+        yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
+
+
+def _whole(member: IO[bytes], shape: tuple[int, ...]) -> "Iterator[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]":
+    """Columns first, an image lies scattered over the file."""
+    yield np.frombuffer(bytearray(member.read()), np.uint8).reshape(shape, order="F")
