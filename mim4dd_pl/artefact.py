@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from mim4dd_pl.data.sets import InMemory
 from mim4dd_pl.errors import StoredFileError
 from mim4dd_pl.files import check_sha256, replacing, restore, sha256
 from mim4dd_pl.normalization import Normalization, Whitening
@@ -32,7 +34,8 @@ class Distilled:
 
     Args:
         images: Normalised pixels as trained, shape (S, c, h, w), float32.
-        labels: Shape (S,), int64.
+        labels: The class of each, shape (S,), int64.
+        label_logits: Logits of soft labels, shape (S, C), if there are any.
         student_lr: alpha, shape ().
         normalization: How real images with pixels in [0, 1] become what ``images`` are, on the CPU.
         classes: Name of each label.
@@ -41,6 +44,7 @@ class Distilled:
 
     images: Tensor
     labels: Tensor
+    label_logits: Tensor | None
     student_lr: Tensor
     normalization: Normalization
     classes: tuple[str, ...]
@@ -49,6 +53,11 @@ class Distilled:
     def pixels(self) -> Tensor:
         """The images as they look: normalisation undone, clamped to [0, 1], shape (S, c, h, w)."""
         return self.normalization.inverse(self.images.detach().cpu()).clamp(0, 1)
+
+    def training_set(self, device: torch.device) -> InMemory:
+        """What a student is trained on: the images with their classes, or with their soft labels."""
+        labels = self.labels if self.label_logits is None else self.label_logits.softmax(1)
+        return InMemory(self.images.to(device), labels.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by name; the whitening's parts as ``whitening.<name>``."""
@@ -60,6 +69,8 @@ class Distilled:
             "mean": normalization.mean,
             "std": normalization.std,
         }
+        if self.label_logits is not None:
+            tensors["label_logits"] = self.label_logits
         if whitening is not None:
             tensors |= {f"whitening.{name}": getattr(whitening, name) for name in _WHITENING}
         return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
@@ -142,22 +153,27 @@ def read_distilled(folder: Path) -> Distilled:
             tensors.pop("mean"), tensors.pop("std"), Whitening(**whitening) if whitening else None
         )
         classes = tuple(about["classes"])
-        return Distilled(**tensors, normalization=normalization, classes=classes, facts=about["facts"])
+        logits = tensors.pop("label_logits", None)
+        return Distilled(
+            **tensors, label_logits=logits, normalization=normalization, classes=classes, facts=about["facts"]
+        )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise StoredFileError(f"{path} cannot be read: {error}. {_REMEDY}") from error
 
 
-class DistilledDataset(Dataset[tuple[Tensor, int]]):
+class DistilledDataset(Dataset[tuple[Tensor, int | Tensor]]):
     """A distilled set as a torch Dataset of (normalised image (c, h, w), label).
 
-    Real images to test on must be normalised by ``normalize``, as the set was.
+    A label is a class; where soft labels were learned, it is their distribution over the classes, shape (C,), which
+    torch's cross-entropy takes as well. Real images to test on must be normalised by ``normalize``, as the set was.
 
     Args:
         folder: The artefact's folder.
 
     Attributes:
         images: Shape (S, c, h, w), float32.
-        labels: Shape (S,), int64.
+        labels: The class of each, shape (S,), int64.
+        soft_labels: Shape (S, C), rows that add up to 1; None where classes are all that there is.
         student_lr: The learning rate learned together with the images.
         classes: Name of each label.
         facts: Data set, recipe, seed, accuracy.
@@ -170,6 +186,8 @@ class DistilledDataset(Dataset[tuple[Tensor, int]]):
         self._distilled = read_distilled(Path(folder))
         self.images = self._distilled.images
         self.labels = self._distilled.labels
+        logits = self._distilled.label_logits
+        self.soft_labels = None if logits is None else logits.softmax(1)
         self.student_lr = float(self._distilled.student_lr)
         self.classes = self._distilled.classes
         self.facts = dict(self._distilled.facts)
@@ -177,8 +195,9 @@ class DistilledDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        label = int(self.labels[index]) if self.soft_labels is None else self.soft_labels[index]
+        return self.images[index], label
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Real images with pixels in [0, 1], shape (..., c, h, w), as networks trained on this set expect them."""
@@ -187,6 +206,7 @@ class DistilledDataset(Dataset[tuple[Tensor, int]]):
 
 def _card(distilled: Distilled, per_class: int) -> str:
     facts = "\n".join(f"| {name} | {value} |" for name, value in distilled.facts.items())
+    label = "class index" if distilled.label_logits is None else "distribution over the classes"
     shape = "x".join(str(side) for side in distilled.images.shape[1:])
     return f"""# Distilled {distilled.facts.get("data set", "images")}: {per_class} per class
 
@@ -206,7 +226,7 @@ picture are clipped to it.
 from mim4dd_pl import DistilledDataset
 
 data = DistilledDataset(".")      # checks the file's hash
-image, label = data[0]            # normalised float32 image, class index
+image, label = data[0]            # normalised float32 image, {label}
 x = data.normalize(real_images)   # real images in [0, 1], the way the set was made
 ```
 """

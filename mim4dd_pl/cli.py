@@ -11,21 +11,21 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mim4dd_pl.callbacks import AtomicCheckpointIO, ClosingTable, Evaluation, Export, StepProgress
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import StoredFileError, UserError
-from mim4dd_pl.estimate import estimate, show
 from mim4dd_pl.memory import keep_freed_memory
-from mim4dd_pl.modules import DistillationModule, ExpertModule
+from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.recipes import (
     check_keys,
     check_limits,
@@ -36,6 +36,7 @@ from mim4dd_pl.recipes import (
     reason_of,
     settings_of,
 )
+from mim4dd_pl.trainer import Trainer
 
 
 class _Parser(LightningArgumentParser):
@@ -56,12 +57,13 @@ class KeepRecipe(SaveConfigCallback):
     def state_dict(self) -> dict[str, Any]:
         return settings_of(self.parser, self.config)
 
-
-class _Trainer(L.Trainer):
-    def check(self, model: L.LightningModule, datamodule: ImageDataModule) -> None:
-        """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images."""
-        experts = cast(DistillationModule | ExpertModule, model).experts
-        show(estimate(self, model, datamodule), self.strategy.root_device, Path(experts.root))
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Settings and results of a finished run side by side, for TensorBoard's HPARAMS page."""
+        tables = [callback for callback in trainer.callbacks if isinstance(callback, ClosingTable)]  # type: ignore[attr-defined]
+        scores = [score for table in tables for score in table.scores]
+        if stage == "fit" and scores and isinstance(trainer.logger, TensorBoardLogger):
+            accuracies = {f"test/{score.network.partition('(')[0]}/{score.trained_on}": score.mean for score in scores}
+            trainer.logger.log_hyperparams(self.state_dict(), accuracies)
 
 
 class DistillationCLI(LightningCLI):
@@ -71,7 +73,7 @@ class DistillationCLI(LightningCLI):
         super().__init__(
             L.LightningModule,
             ImageDataModule,
-            trainer_class=_Trainer,
+            trainer_class=Trainer,
             save_config_callback=KeepRecipe,
             subclass_mode_model=True,
             save_config_kwargs={"overwrite": True},  # a resumed run keeps its folder
@@ -103,8 +105,8 @@ class DistillationCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         known = LightningCLI.subcommands()
         # weights_only is always true (AtomicCheckpointIO), so there is nothing to choose.
-        ours = {name: known[name] | {"weights_only"} for name in ("fit", "validate", "test")}
-        return {**ours, "check": {"model", "datamodule"}}
+        given = {"model", "datamodule"}
+        return {"fit": known["fit"] | {"weights_only"}, "validate": given, "test": given, "check": given}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="The seed of the run.")
@@ -145,16 +147,25 @@ class DistillationCLI(LightningCLI):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         if self.subcommand in ("fit", "check"):
             check_trainer(config.trainer, distills=config.model.class_path.endswith("DistillationModule"))
+        if config.get("ckpt_path") is not None and config.get("distilled") is not None:
+            raise UserError("--ckpt_path and --distilled both say what to evaluate: leave one of them out.")
         if config.get("ckpt_path") is not None:
             self._continue_run(config)
-        elif self.subcommand in ("validate", "test"):
-            raise StoredFileError(f"{self.subcommand} needs a run to evaluate: add --ckpt_path last or a .ckpt file.")
+        elif self.subcommand in ("validate", "test") and config.distilled is None:
+            raise StoredFileError(
+                f"{self.subcommand} needs something to evaluate: add --ckpt_path last, a .ckpt file, or --distilled "
+                "with a folder."
+            )
         if self.subcommand != "fit":
             config.trainer.logger = False  # they print and write nothing
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+            if isinstance(self.model, DistillationModule):
+                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, Evaluation):
+                        callback.attach(self.model)
         except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
             # Constructors refuse bad settings; anything that a run raises later keeps its traceback.
             raise UserError(reason_of(error)) from error
@@ -179,11 +190,6 @@ class DistillationCLI(LightningCLI):
             raise UserError(f"trainer.callbacks must hold one Evaluation, got {kinds.count(Evaluation)}.")
         if ClosingTable in kinds and Export not in kinds:
             raise UserError("trainer.callbacks: ClosingTable needs Export.")
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        # The Evaluation callback prints what it measured.
-        quiet = {} if subcommand in ("fit", "check") else {"verbose": False}
-        return {**super()._prepare_subcommand_kwargs(subcommand), **quiet}
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         shown = self._get(self.config_init, "trainer").enable_progress_bar is not False

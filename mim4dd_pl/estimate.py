@@ -25,6 +25,7 @@ from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
 from mim4dd_pl.derivatives import Derivatives
 from mim4dd_pl.evaluation import Classifiers
 from mim4dd_pl.modules import DistillationModule, ExpertModule
+from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.population import Experts, Training, at_once, train
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.trajectories import Segment
@@ -110,7 +111,7 @@ def _outer_steps(module: DistillationModule, data: ImageDataModule, steps: int) 
     """Minutes of all outer steps, and GiB by which the inner steps that were not run will raise the peak."""
     module.real = data.train.to(module.device)
     module.derivatives = module.choose_derivatives(steps)
-    module.reader = _MadeUpSegments(module)  # type: ignore[assignment]
+    module.segments = _MadeUpSegments(module)  # type: ignore[assignment]
     whole = module.objective
     few, more = min(2, whole.unroll_steps), min(6, whole.unroll_steps)
     seconds, saved = [], []
@@ -134,7 +135,7 @@ def _saved_for_backward(module: DistillationModule) -> float:
         return tensor
 
     count = min(module.segments_per_step, at_once(module.device))
-    segment = module.reader.read(0, 0)
+    segment = module.segments.read(0, 0)
     segments = Segment(*(row.to(module.device).expand(count, -1) for row in segment))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module.objective(module.derivatives, module.synthetic, segments, [Stream(number) for number in range(count)])
@@ -146,25 +147,34 @@ def _evaluation(
 ) -> tuple[float, float]:
     """Minutes of the evaluations during the run, and of the closing table."""
     device, training = module.device, evaluation.training
-    synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.labels)
-    engine = evaluation.derivatives_for(module, len(synthetic), training)
-    step = _training_step(engine, synthetic, training, min(evaluation.num_students, at_once(device)))
-    students = evaluation.num_students * training.steps(len(synthetic)) * step
-    batch_size = data.evaluation_batch_size
-    validation, test = (
-        evaluation.num_students * _classification(engine, images.to(device), batch_size)
-        for images in (data.validation, data.test)
-    )
-    during = trainer.max_steps // int(trainer.val_check_interval) * (students + validation)
+    synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.targets.detach())
+    searched = len(evaluation.candidates(training, None))
+
+    def students(network: FlatNetwork, images: Indexable, training: Training, times: int) -> float:
+        """Seconds to train the students of one row and, where their learning rate is searched, to choose it."""
+        engine = evaluation.derivatives_for(module, network, len(images), training, times)
+        step = _training_step(engine, images, training, min(evaluation.num_students, at_once(device)))
+        seconds = evaluation.num_students * training.steps(len(images)) * step
+        return searched * seconds + (searched > 1) * searched * classified(network, data.validation)
+
+    def classified(network: FlatNetwork, images: ImageSet) -> float:
+        """Seconds in which the students of one row classify ``images``."""
+        seconds = _classification(Derivatives(network), images.to(device), data.evaluation_batch_size)
+        return evaluation.num_students * seconds
+
+    network, times = module.network, evaluation.times(trainer)
+    row, test = students(network, synthetic, training, times), classified(network, data.test)
+    validations = trainer.max_steps // int(trainer.val_check_interval)
+    during = validations * (row + classified(network, data.validation))
     closing = 0.0
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ClosingTable):
-            closing += 3 * (students + test)  # best, last and random real images
+            # Best, last, random real images with their classes and with an expert's labels; soft labels made hard.
+            closing += (5 if module.soft_labels is not None else 4) * (row + test)
             if callback.whole_set is not None:
-                train = data.train.to(device)
-                engine = evaluation.derivatives_for(module, len(train), callback.whole_set)
-                step = _training_step(engine, train, callback.whole_set, min(evaluation.num_students, at_once(device)))
-                closing += evaluation.num_students * callback.whole_set.steps(len(train)) * step + test
+                closing += students(network, data.train.to(device), callback.whole_set, 1) + test
+            for other in evaluation.networks[1:]:
+                closing += 2 * (students(other, synthetic, training, 1) + classified(other, data.test))
     return during / 60, closing / 60
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mim4dd_pl.data.sets import Batch, Indexable
 from mim4dd_pl.derivatives import Derivatives
@@ -15,7 +15,7 @@ from mim4dd_pl.randomness import Stream
 
 
 class Classifiers:
-    """Trained networks of one architecture, and how many images each classifies correctly.
+    """Trained networks of one architecture, and how they classify held-out images.
 
     Args:
         network: Their architecture.
@@ -27,7 +27,7 @@ class Classifiers:
         self.parameters = parameters
         # Every rank may evaluate networks of its own, so the counts are not summed over ranks.
         self._metrics = [
-            MulticlassAccuracy(network.num_classes, average="micro", sync_on_compute=False).to(theta.device)
+            MulticlassConfusionMatrix(network.num_classes, validate_args=False, sync_on_compute=False).to(theta.device)
             for theta in parameters
         ]
 
@@ -37,9 +37,19 @@ class Classifiers:
         for theta, metric in zip(self.parameters, self._metrics, strict=True):
             metric.update(self.network(theta, batch.images), batch.labels)
 
-    def accuracies(self) -> Tensor:
-        """Fraction of correct answers of each network so far, shape (len(parameters),), in [0, 1]."""
+    def reset(self) -> None:
+        """Forget the images seen so far."""
+        for metric in self._metrics:
+            metric.reset()
+
+    def confusion(self) -> Tensor:
+        """Images of class i (row) that each network took for class j (column) so far, shape (n, C, C), int64."""
         return torch.stack([metric.compute() for metric in self._metrics]).cpu()
+
+    def accuracies(self) -> Tensor:
+        """Fraction of correct answers of each network so far, shape (n,), in [0, 1]."""
+        confusion = self.confusion()
+        return confusion.diagonal(dim1=1, dim2=2).sum(1) / confusion.sum((1, 2))
 
 
 def train_students(

@@ -27,6 +27,7 @@ def distilled(request: pytest.FixtureRequest, stream: Stream) -> Distilled:
     return Distilled(
         images=2 * randn(stream, 4, 3, 8, 8, dtype=torch.float32),
         labels=torch.tensor([0, 0, 1, 1]),
+        label_logits=None,
         student_lr=torch.tensor(0.02),
         normalization=normalization,
         classes=("cat", "a/b: ünicode"),

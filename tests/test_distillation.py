@@ -15,12 +15,13 @@ from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance
 from mim4dd_pl.information import InformationTerm, SigmoidCritic
 from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.modules.segments import SegmentDraw
 from mim4dd_pl.networks import ConvNet
 from mim4dd_pl.objectives import TrajectoryMatching
 from mim4dd_pl.optimizers import Adam, Momentum
 from mim4dd_pl.population import Experts, Training
 from mim4dd_pl.randomness import Stream
-from mim4dd_pl.trajectories import SegmentReader
+from mim4dd_pl.synthetic import SoftLabels
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any
         enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data)
-    module.reader = SegmentReader(module._read_segment, module.segments_per_step)  # a fit closes its own
+    module.segments = SegmentDraw(module.store, experts, module.objective, module.stream, module.segments_per_step)
     return module
 
 
@@ -264,3 +265,28 @@ def test_expert_epochs_that_no_segment_reads_are_named(
     with caplog.at_level("INFO", "mim4dd_pl"):
         fit(data, Experts(str(tmp_path), Training(epochs=5, batch_size=50, lr=0.05), num_experts=1))
     assert "Experts get 5 epochs, segments read 2 of them." in caplog.messages
+
+
+def test_soft_labels_start_as_the_first_expert_sees_the_images_and_learn(
+    data: ImageDataModule, experts: Experts
+) -> None:
+    """The logits move by momentum-free SGD on the host's gradient; the term has none on them."""
+    module = initial(data, experts, soft_labels=SoftLabels(lr=0.0), images_per_class=2)
+    assert module.synthetic.label_logits is not None
+    start = module.synthetic.label_logits.detach().clone()
+    assert torch.equal(start.argmax(1), module.synthetic.labels)
+    expert = module.store.segment(0, 0, 2).target
+    seen = module.network(expert, module.synthetic.images).detach()
+    right = seen.argmax(1) == module.synthetic.labels
+    assert right.any()
+    torch.testing.assert_close(start[right], seen[right])
+    gradient = first_gradients(module).host_labels
+    stepped = fit(data, experts, soft_labels=SoftLabels(lr=3.0), images_per_class=2, momentum=0.0)
+    assert stepped.synthetic.label_logits is not None
+    torch.testing.assert_close(stepped.synthetic.label_logits.detach(), start - 3.0 * gradient)
+    assert gradient.norm() > 0
+
+
+def test_soft_labels_need_real_images_to_start_from(data: ImageDataModule, experts: Experts) -> None:
+    with pytest.raises(ValueError, match=r"set model\.init to real"):
+        fit(data, experts, soft_labels=SoftLabels(), init="noise")

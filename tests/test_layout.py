@@ -14,7 +14,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 
 def floors() -> dict[str, int]:
     """Module or folder -> floor, from the table in docs/method.md."""
-    rows = re.findall(r"^\| (\d) \| (.*) \|$", (ROOT / "docs/method.md").read_text(), re.M)
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "docs/method.md").read_text(), re.M)
     return {name.rstrip("/"): int(floor) for floor, names in rows for name in re.findall(r"`([^`]+)`", names)}
 
 
@@ -42,5 +42,5 @@ def test_lightning_appears_where_it_may() -> None:
         for path in FILES
         if re.search(r"^(import|from) lightning", path.read_text(), re.M)
     }
-    assert users == {"modules", "callbacks", "data", "estimate.py", "cli.py"}
+    assert users == {"modules", "callbacks", "data", "estimate.py", "trainer.py", "cli.py"}
     assert "lightning" not in (PACKAGE / "data/catalog.py").read_text() + (PACKAGE / "data/sets.py").read_text()

@@ -41,7 +41,7 @@ def run(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(run: Path) -> dict[str, dict[str, float]]:
     rows = json.loads((run / "results.json").read_text())["test"]
-    return {row["name"].split(" (")[0]: row for row in rows}
+    return {row["trained_on"].split(" (")[0]: row for row in rows}
 
 
 def test_distilled_digits_beat_random_digits_by_more_than_their_stds(results: dict[str, dict[str, float]]) -> None:

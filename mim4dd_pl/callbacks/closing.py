@@ -1,53 +1,59 @@
 """The table at the end of a run: the distilled set beside its controls, on the test images."""
 
-import json
 import logging
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from mim4dd_pl.artefact import read_distilled, sheet
+from mim4dd_pl.artefact import Distilled, read_distilled, sheet
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
-from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
-from mim4dd_pl.files import replacing, write_text
+from mim4dd_pl.callbacks.tables import print_lines, print_scores, write_scores
+from mim4dd_pl.data import ImageDataModule, InMemory
+from mim4dd_pl.files import replacing
 from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.population import Training
+from mim4dd_pl.scores import Score, hard_label_recovery, improvement_over_random, label_robust_score
 
 _log = logging.getLogger(__name__)
 _C = TypeVar("_C", bound=L.Callback)
 
-
-class _Row(NamedTuple):
-    name: str
-    images: int
-    accuracy: float
-    std: float
-    students: int
+DISTILLED, RANDOM, RANDOM_SOFT, WHOLE = (
+    "distilled",
+    "random real images",
+    "random real, an expert's labels",
+    "whole training set",
+)
 
 
 class ClosingTable(L.Callback):
     """Test accuracy of students trained on the distilled set, on random real images of the same number, on everything.
 
     The distilled sets are those of :class:`Export`, chosen on the validation images; students are trained as
-    :class:`Evaluation` trains them. Prints the table with the run's minutes and paths, and keeps it as
-    ``results.json``.
+    :class:`Evaluation` trains them, on its other networks as well. Random real images have their own classes as labels,
+    and the soft labels of an expert where there is one. A fit prints the table with the run's minutes and paths, and
+    keeps it as ``results.json`` and ``results.csv``; ``test`` prints the same rows for what it evaluates.
 
     Args:
         whole_set: How students are trained on all training images; no such row by default.
+
+    Attributes:
+        scores: The rows.
+        results: A folder for the rows of ``test``, if they are to be kept.
     """
 
     def __init__(self, whole_set: Training | None = None) -> None:
         self.whole_set = whole_set
+        self.scores: list[Score] = []
+        self.results: Path | None = None
         self._seconds = {"experts": 0.0, "distillation": 0.0}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -62,20 +68,46 @@ class ClosingTable(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._lap("distillation")
         _log.info("Training students for the closing table ...")
-        rows = self._rows(trainer, cast(DistillationModule, pl_module))
+        module, export = cast(DistillationModule, pl_module), _find(trainer, Export)
+        run = Export.folder(trainer).parent
+        learned = {which: read_distilled(run / "distilled" / which) for which in ("best", "last")}
+        names = {"last": f"{DISTILLED} (last)"}
+        if export.best_step != trainer.global_step:
+            names = {"best": f"{DISTILLED} (best, step {export.best_step:,})", **names}
+        distilled = [self._distilled(module, names[which], learned[which]) for which in names]
+        self.scores = [*distilled, *self._others(module, learned["last"], names["last"])]
         self._lap("closing table")
         minutes = {stage: seconds / 60 for stage, seconds in self._seconds.items()}
-        run = Export.folder(trainer).parent
-        results = {
-            "test": [row._asdict() for row in rows],
+        about = {
+            "ranking": self._ranking(names["last"]),
             "minutes": minutes,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {trainer.strategy.root_device.type}",
-            **read_distilled(run / "distilled" / "last").facts,
+            **learned["last"].facts,
         }
-        train = cast(ImageDataModule, trainer.datamodule).train  # type: ignore[attr-defined]
-        _write_comparison(run, cast(DistillationModule, pl_module), train)
-        write_text(run / "results.json", json.dumps(results, indent=2) + "\n")
-        _print(rows, minutes, run)
+        _write_comparison(run, module, learned["best"])
+        write_scores(run, self.scores, about)
+        print_scores(self.scores, self._ranking(names["last"]))
+        parts = ", ".join(f"{stage} {value:.1f}" for stage, value in minutes.items())
+        print_lines(
+            {
+                "minutes": f"{sum(minutes.values()):.1f} ({parts})",
+                "artefact": run / "distilled/best",
+                "picture": run / "distilled/best/sheet.png",
+                "beside real": run / "comparison.png",
+                "results": run / "results.json",
+                "TensorBoard": f"tensorboard --logdir {run}",
+            }
+        )
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module, evaluation = cast(DistillationModule, pl_module), _find(trainer, Evaluation)
+        distilled = evaluation.evaluated(module)
+        self.scores = [evaluation.latest, *self._others(module, distilled, DISTILLED)]
+        ranking = self._ranking(DISTILLED)
+        print_scores(self.scores, ranking)
+        if self.results is not None:
+            write_scores(self.results, self.scores, {"ranking": ranking, **distilled.facts})
+            print_lines({"results": self.results / "results.json"})
 
     def state_dict(self) -> dict[str, Any]:
         self._lap("distillation")
@@ -89,43 +121,62 @@ class ClosingTable(L.Callback):
         self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._clock
         self._clock = now
 
-    def _rows(self, trainer: L.Trainer, module: DistillationModule) -> list[_Row]:
-        evaluation, export = _find(trainer, Evaluation), _find(trainer, Export)
-        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        train, test = data.train.to(module.device), data.test.to(module.device)
+    def _distilled(
+        self, module: DistillationModule, name: str, distilled: Distilled, network: FlatNetwork | None = None
+    ) -> Score:
+        evaluation = _find(module.trainer, Evaluation)
+        sets = [distilled.training_set(module.device)] * evaluation.num_students
+        return evaluation.score(module, name, sets, network=network, learned_lr=float(distilled.student_lr))
 
-        def row(name: str, sets: Sequence[Indexable], training: Training) -> _Row:
-            students = evaluation.train_students(module, sets, training)
-            for batch in test.batches(data.evaluation_batch_size):
-                students.update(batch)
-            accuracies = students.accuracies()
-            return _Row(name, len(sets[0]), float(accuracies.mean()), float(accuracies.std()), len(accuracies))
-
+    def _others(self, module: DistillationModule, distilled: Distilled, name: str) -> list[Score]:
+        """Every row but those of the distilled set on the module's own network."""
+        evaluation = _find(module.trainer, Evaluation)
+        train = _data(module).train.to(module.device)
+        draws = [_random_real(module, len(distilled.labels), number) for number in range(evaluation.num_students)]
         rows = []
-        names = {"last": "distilled (last)"}
-        if export.best_step != trainer.global_step:
-            names = {"best": f"distilled (best, step {export.best_step:,})", **names}
-        for which, name in names.items():
-            distilled = read_distilled(export.folder(trainer) / which)
-            images = InMemory(distilled.images.to(module.device), distilled.labels.to(module.device))
-            rows.append(row(name, [images] * evaluation.num_students, evaluation.training))
-        draws = [_random_real(module, train, number) for number in range(evaluation.num_students)]
-        rows.append(row("random real images", draws, evaluation.training))
+        if distilled.label_logits is not None:
+            rows.append(self._distilled(module, f"{name}, hard labels", replace(distilled, label_logits=None)))
+        rows.append(evaluation.score(module, RANDOM, draws))
+        if (expert := module.trained_expert()) is not None:
+            seen = [InMemory(draw.images, _soft_labels(module, expert, draw.images)) for draw in draws]
+            rows.append(evaluation.score(module, RANDOM_SOFT, seen))
         if self.whole_set is not None:
-            rows.append(row("whole training set", [train] * evaluation.num_students, self.whole_set))
+            rows.append(evaluation.score(module, WHOLE, [train] * evaluation.num_students, self.whole_set))
+        for network in evaluation.networks[1:]:
+            rows.append(self._distilled(module, name, distilled, network))
+            rows.append(evaluation.score(module, RANDOM, draws, network=network))
         return rows
 
+    def _ranking(self, name: str) -> dict[str, float]:
+        """HLR, IOR and LRS of the distilled set on the module's own network."""
+        means: dict[str, float] = {}
+        for score in self.scores:
+            means.setdefault(score.trained_on, score.mean)  # the own network comes first
+        soft = f"{name}, hard labels" in means
+        ior = improvement_over_random(means[name], means[RANDOM_SOFT if soft and RANDOM_SOFT in means else RANDOM])
+        if WHOLE not in means:
+            return {"IOR": ior}
+        hlr = hard_label_recovery(means[WHOLE], means[f"{name}, hard labels"] if soft else means[name])
+        return {"HLR": hlr, "IOR": ior, "LRS": label_robust_score(hlr, ior)}
 
-def _random_real(module: DistillationModule, train: ImageSet, number: int) -> InMemory:
+
+@torch.no_grad()
+def _soft_labels(module: DistillationModule, expert: Tensor, images: Tensor) -> Tensor:
+    return module.network(expert, images).softmax(1)
+
+
+def _random_real(module: DistillationModule, images: int, number: int) -> InMemory:
+    """About so many random training images, the same number of each class."""
+    train = _data(module).train.to(module.device)
     generator = module.stream.at("random real", number).generator()
-    return InMemory(*train.batch(train.per_class(module.synthetic.images_per_class, generator)))
+    return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
 
 
-def _write_comparison(run: Path, module: DistillationModule, train: ImageSet) -> None:
+def _write_comparison(run: Path, module: DistillationModule, learned: Distilled) -> None:
     """``comparison.png``: the first learned image of up to ten classes above a random real one of each."""
-    learned = read_distilled(run / "distilled" / "best")
-    real = replace(learned, images=_random_real(module, train, 0).images)
-    first = slice(0, 10 * module.synthetic.images_per_class, module.synthetic.images_per_class)
+    real = replace(learned, images=_random_real(module, len(learned.labels), 0).images)
+    per_class = module.synthetic.images_per_class
+    first = slice(0, 10 * per_class, per_class)
     pixels = torch.cat([learned.pixels()[first], real.pixels()[first]])
     with replacing(run / "comparison.png") as temporary:
         to_pil_image(sheet(pixels, per_row=len(pixels) // 2)).save(temporary, format="png")
@@ -135,23 +186,5 @@ def _find(trainer: L.Trainer, kind: type[_C]) -> _C:
     return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
 
 
-def _print(rows: list[_Row], minutes: dict[str, float], run: Path) -> None:
-    table = Table(title="Test accuracy of fresh students")
-    table.add_column("trained on")
-    table.add_column("images", justify="right")
-    table.add_column("accuracy, mean +- std (students)", justify="right")
-    for row in rows:
-        accuracy = f"{100 * row.accuracy:.1f} +- {100 * row.std:.1f} % ({row.students})"
-        table.add_row(row.name, f"{row.images:,}", accuracy)
-    console = Console()
-    console.print(table)
-    parts = ", ".join(f"{stage} {value:.1f}" for stage, value in minutes.items())
-    console.print(f"minutes      {sum(minutes.values()):.1f} ({parts})", highlight=False)
-    for name, path in (
-        ("artefact", run / "distilled" / "best"),
-        ("picture", run / "distilled" / "best" / "sheet.png"),
-        ("beside real", run / "comparison.png"),
-        ("results", run / "results.json"),
-        ("TensorBoard", f"tensorboard --logdir {run}"),
-    ):
-        console.print(f"{name:<12} {path}", highlight=False, soft_wrap=True)
+def _data(module: DistillationModule) -> ImageDataModule:
+    return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]

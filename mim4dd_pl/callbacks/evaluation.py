@@ -1,15 +1,22 @@
 """Fresh students on the synthetic images: accuracy on validation or test images, mean and std."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import lightning as L
 
-from mim4dd_pl.data.sets import Batch, Indexable, InMemory
+from mim4dd_pl.artefact import Distilled
+from mim4dd_pl.callbacks.learned import learned_set
+from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.data.sets import Batch, Indexable
 from mim4dd_pl.derivatives import Derivatives, derivatives, worth_compiling
 from mim4dd_pl.evaluation import Classifiers, train_students
 from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 from mim4dd_pl.population import Training
+from mim4dd_pl.scores import Score
 
 
 class Evaluation(L.Callback):
@@ -21,29 +28,70 @@ class Evaluation(L.Callback):
 
     Args:
         training: How a student is trained.
-        num_students: How many, at least 2, so that there is a std.
+        num_students: How many of each network, at least 2, so that there is a std.
+        lrs: Instead of ``training.lr``: ``learned`` is the learning rate that was learned with the images (controls,
+            which have none, keep ``training.lr``); several are tried, and the best on the validation images counts,
+            for the distilled set and for the controls alike.
+        across: Other networks that ``test`` and the closing table train as well.
+
+    Attributes:
+        distilled: Evaluated in place of the module's images, if set.
     """
 
-    def __init__(self, training: Training, num_students: int = 5) -> None:
+    def __init__(
+        self,
+        training: Training,
+        num_students: int = 5,
+        lrs: list[float] | Literal["learned"] | None = None,
+        across: list[NetworkFactory] | None = None,
+    ) -> None:
         if num_students < 2:
             raise ValueError(f"Evaluation.num_students must be at least 2 (for a std), got {num_students}.")
+        if isinstance(lrs, list) and not (lrs and all(0 < lr < math.inf for lr in lrs)):
+            raise ValueError(f"Evaluation.lrs must be `learned` or positive learning rates, got {lrs}.")
         self.training = training
         self.num_students = num_students
+        self.lrs = lrs
+        self.across = [] if across is None else across
+        self.distilled: Distilled | None = None
+        self._networks: list[FlatNetwork] = []
         self._compiles: dict[str, bool] = {}
         self._derivatives: dict[str, Derivatives] = {}
 
-    def derivatives_for(self, module: DistillationModule, num_images: int, training: Training) -> Derivatives:
-        """What trains the students of a run on sets of so many images; compiled once."""
-        key = f"{training} on {num_images}"
+    def attach(self, module: DistillationModule) -> None:
+        """Build the networks; raises ValueError if the images do not suit one of them."""
+        network = module.network
+        others = [FlatNetwork(factory, network.image_shape, network.num_classes) for factory in self.across]
+        self._networks = [network, *others]
+
+    @property
+    def networks(self) -> Sequence[FlatNetwork]:
+        """The module's network, then the others."""
+        return self._networks
+
+    def candidates(self, training: Training, learned_lr: float | None) -> list[float]:
+        """The learning rates that students of ``training`` are tried with."""
+        if self.lrs == "learned":
+            return [training.lr if learned_lr is None else learned_lr]
+        return [training.lr] if self.lrs is None else list(self.lrs)
+
+    def derivatives_for(
+        self, module: DistillationModule, network: FlatNetwork, num_images: int, training: Training, times: int = 1
+    ) -> Derivatives:
+        """What trains the students of a run, so many ``times``, on sets of so many images; compiled once."""
+        size = min(training.batch_size, num_images)
+        key = f"{training.epochs} epochs of {num_images} images in batches of {size}, {network.name}"
         if key not in self._compiles:
-            trainer = module.trainer
-            times = trainer.max_steps // max(int(trainer.val_check_interval), 1) + 3 if training == self.training else 1
             work = training.work(num_images, times * self.num_students)
-            self._compiles[key] = worth_compiling(module.network, module.compiles, work)
+            self._compiles[key] = worth_compiling(network, module.compiles, work)
         if key not in self._derivatives:
-            size = min(training.batch_size, num_images)
-            self._derivatives[key] = derivatives(module.network, self._compiles[key], size, module.device)
+            self._derivatives[key] = derivatives(network, self._compiles[key], size, module.device)
         return self._derivatives[key]
+
+    def times(self, trainer: L.Trainer) -> int:
+        """How often a fit trains students on the synthetic images or as many real ones."""
+        searched = len(self.lrs) if isinstance(self.lrs, list) else 1
+        return searched * (trainer.max_steps // max(int(trainer.val_check_interval), 1) + 4)
 
     # A checkpoint holds what was compiled, so that its test and its continuation compute as it did.
 
@@ -53,15 +101,60 @@ class Evaluation(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._compiles = dict(state_dict)
 
-    def train_students(self, module: DistillationModule, sets: Sequence[Indexable], training: Training) -> Classifiers:
-        """The students of this evaluation, one on each of ``sets``, trained as ``training`` says."""
-        engine = self.derivatives_for(module, len(sets[0]), training)
-        return train_students(engine, sets, training, module.stream.at("evaluation"), module.device)
+    def train_students(
+        self,
+        module: DistillationModule,
+        sets: Sequence[Indexable],
+        training: Training,
+        network: FlatNetwork | None = None,
+        learned_lr: float | None = None,
+    ) -> tuple[Classifiers, float]:
+        """The students of this evaluation, one on each of ``sets``, and the learning rate that was taken."""
+        network = module.network if network is None else network
+        times = self.times(module.trainer) if network is module.network and training == self.training else 1
+        engine = self.derivatives_for(module, network, len(sets[0]), training, times)
+        stream = module.stream.at("evaluation")
+        candidates = self.candidates(training, learned_lr)
+        best: tuple[float, Classifiers, float] | None = None
+        for lr in candidates:
+            students = train_students(engine, sets, replace(training, lr=lr), stream, module.device)
+            if len(candidates) == 1:
+                return students, lr
+            accuracy = self._on_validation(module, students)
+            if best is None or accuracy > best[0]:
+                best = accuracy, students, lr
+        assert best is not None
+        best[1].reset()
+        return best[1], best[2]
+
+    def score(
+        self,
+        module: DistillationModule,
+        trained_on: str,
+        sets: Sequence[Indexable],
+        training: Training | None = None,
+        network: FlatNetwork | None = None,
+        learned_lr: float | None = None,
+    ) -> Score:
+        """Students on ``sets``, and what they make of the test images."""
+        network = module.network if network is None else network
+        students, lr = self.train_students(module, sets, training or self.training, network, learned_lr)
+        data = _data(module)
+        for batch in data.test.to(module.device).batches(data.evaluation_batch_size):
+            students.update(batch)
+        return Score(trained_on, network.name, len(sets[0]), lr, students.confusion())
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(DistillationModule, pl_module)
-        synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.labels)
-        self._students = self.train_students(module, [synthetic] * self.num_students, self.training)
+        distilled = self.evaluated(module)
+        sets = [distilled.training_set(module.device)] * self.num_students
+        self._students, self._lr = self.train_students(
+            module, sets, self.training, learned_lr=float(distilled.student_lr)
+        )
+
+    def evaluated(self, module: DistillationModule) -> Distilled:
+        """The set that is evaluated."""
+        return learned_set(module) if self.distilled is None else self.distilled
 
     def on_validation_batch_end(
         self,
@@ -75,18 +168,31 @@ class Evaluation(L.Callback):
         self._students.update(batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log("validation", pl_module)
+        self._log("validation", cast(DistillationModule, pl_module))
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log("test", pl_module)
+        self._log("test", cast(DistillationModule, pl_module))
 
-    def _log(self, stage: str, module: L.LightningModule) -> None:
-        accuracies = self._students.accuracies()
-        module.log(f"{stage}/accuracy", accuracies.mean())
-        module.log(f"{stage}/accuracy_std", accuracies.std())
+    def _log(self, stage: str, module: DistillationModule) -> None:
+        images = len(self.evaluated(module).labels)
+        score = Score("distilled", module.network.name, images, self._lr, self._students.confusion())
+        self.latest = score
+        module.log(f"{stage}/accuracy", score.mean)
+        module.log(f"{stage}/accuracy_std", score.std)
         if module.trainer.state.fn != "fit":
-            mean, std = 100 * float(accuracies.mean()), 100 * float(accuracies.std())
-            print(f"{stage} accuracy {mean:.2f} +- {std:.2f} % ({len(accuracies)} students)")
+            mean, std = 100 * score.mean, 100 * score.std
+            print(f"{stage} accuracy {mean:.2f} +- {std:.2f} % ({len(score.confusion)} students)")
+
+    @staticmethod
+    def _on_validation(module: DistillationModule, students: Classifiers) -> float:
+        data = _data(module)
+        for batch in data.validation.to(module.device).batches(data.evaluation_batch_size):
+            students.update(batch)
+        return float(students.accuracies().mean())
+
+
+def _data(module: DistillationModule) -> ImageDataModule:
+    return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]

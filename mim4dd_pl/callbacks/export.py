@@ -7,25 +7,12 @@ import lightning as L
 import torch
 
 import mim4dd_pl
-from mim4dd_pl.artefact import Distilled, to_facts, write_distilled
+from mim4dd_pl.artefact import write_distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
+from mim4dd_pl.callbacks.learned import learned_set
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.files import restore
 from mim4dd_pl.modules import DistillationModule
-
-
-def distilled_of(trainer: L.Trainer, pl_module: L.LightningModule, **facts: object) -> Distilled:
-    """The module's current synthetic set with what belongs to it; ``facts`` go on its card."""
-    module = cast(DistillationModule, pl_module)
-    data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-    return Distilled(
-        images=module.synthetic.images.detach().cpu().clone(),
-        labels=module.synthetic.labels.cpu(),
-        student_lr=module.synthetic.student_lr.detach().cpu().clone(),
-        normalization=data.train.normalization,
-        classes=data.source.classes,
-        facts=to_facts(data_set=data.source.name, outer_steps=trainer.global_step, **facts),
-    )
 
 
 class Export(L.Callback):
@@ -57,9 +44,8 @@ class Export(L.Callback):
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         accuracy = float(trainer.callback_metrics["validation/accuracy"])
         std = float(trainer.callback_metrics["validation/accuracy_std"])
-        distilled = distilled_of(
-            trainer,
-            pl_module,
+        distilled = learned_set(
+            module,
             validation_accuracy=f"{accuracy:.4f} +- {std:.4f}",
             network=module.network.name,
             students=repr(next(c.training for c in trainer.callbacks if isinstance(c, Evaluation))),  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mim4dd_pl.artefact import sheet
-from mim4dd_pl.callbacks.export import distilled_of
+from mim4dd_pl.callbacks.learned import learned_set
 from mim4dd_pl.modules import DistillationModule
 
 
@@ -18,7 +18,7 @@ class Pictures(L.Callback):
             return
         module = cast(DistillationModule, pl_module)
         per_class = module.synthetic.images_per_class
-        grid = sheet(distilled_of(trainer, pl_module).pixels(), per_row=per_class if per_class > 1 else 10)
+        grid = sheet(learned_set(module).pixels(), per_row=per_class if per_class > 1 else 10)
         step = trainer.global_step - 1  # Lightning counts the scalars of the same moment from zero
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal, cast
 
 import lightning as L
@@ -12,7 +13,7 @@ from mim4dd_pl.data.cache import Cache, Decoded
 from mim4dd_pl.data.catalog import Source
 from mim4dd_pl.data.sets import Batch, ImageSet, check_per_class, fingerprint, stratified_split
 from mim4dd_pl.errors import DataError
-from mim4dd_pl.normalization import MOST_FEATURES
+from mim4dd_pl.normalization import MOST_FEATURES, Normalization
 from mim4dd_pl.shapes import ImageShape
 
 
@@ -157,6 +158,12 @@ class ImageDataModule(L.LightningDataModule):
         self.test = images(test, torch.arange(len(test.labels)))
         self.validation = images(train, held) if self.validate_on == "held_out" else self.test
         self._ready = True
+
+    def normalize_as(self, normalization: Normalization) -> None:
+        """Show the images of all splits as a distilled set from elsewhere was made."""
+        self.train, self.validation, self.test = (
+            replace(images, normalization=normalization) for images in (self.train, self.validation, self.test)
+        )
 
     def check_images_per_class(self, count: int) -> None:
         """Refuse to draw more real training images of each class than there are, before any is decoded."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from mim4dd_pl.data.catalog import Source, Split, check_image_size, first_line, square
 from mim4dd_pl.errors import DataError
+from mim4dd_pl.shapes import ImageShape
 
 _Samples = list[tuple[str, int]]
 """Path and label of each picture."""
@@ -93,20 +94,47 @@ class ImageFolder(Source):
         threads = min(8, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(paths), 256):
-                yield torch.stack(list(pool.map(self._decode, paths[start : start + 256])))
+                yield torch.stack(
+                    list(pool.map(partial(_decode, side=self.image_shape[1]), paths[start : start + 256]))
+                )
 
-    def _decode(self, path: str) -> Tensor:
-        try:
-            with Image.open(path) as picture:
-                if picture.mode[0] in "IF":
-                    # Pillow would cut more than 8 bits to white.
-                    raise DataError(f"{path} has pixels of mode {picture.mode}, expected 8 bits a channel.")
-                # A palette may hold transparent colours, which Pillow takes away in two steps only.
-                colours = picture.convert("RGBA") if "transparency" in picture.info else picture
-                pixels = transforms.pil_to_tensor(colours.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be read as an image: {first_line(error)}") from error
-        return square(pixels, self.image_shape[1])
+
+def read_pictures(folder: Path, classes: Sequence[str], image_shape: ImageShape) -> tuple[Tensor, Tensor]:
+    """Pictures in class folders, named as the classes or by their numbers.
+
+    Returns:
+        Images (N, c, h, w), uint8, grey where c is 1, and labels (N,).
+
+    Raises:
+        DataError: If a folder is no class, a class has no picture, or a picture cannot be read.
+    """
+    folders = _class_folders(folder)
+    numbers = {name: label for label, name in enumerate(classes)}
+    if not all(name in numbers for name in folders) and all(name.isdecimal() for name in folders):
+        numbers = {name: int(name) for name in folders}
+    if odd := [name for name in folders if not 0 <= numbers.get(name, -1) < len(classes)]:
+        raise DataError(f"{folder} has folders that are no class of the recipe's data: {_some(odd)}.")
+    if len({numbers[name] for name in folders}) < len(classes):
+        raise DataError(f"{folder} has folders for {len(folders)} of {len(classes)} classes.")
+    samples = _listing(folder, {name: numbers[name] for name in folders})
+    images = torch.stack([_decode(path, image_shape[1]) for path, _ in samples])
+    if image_shape[0] == 1:
+        images = transforms.rgb_to_grayscale(images)
+    return images, torch.tensor([label for _, label in samples])
+
+
+def _decode(path: str, side: int) -> Tensor:
+    try:
+        with Image.open(path) as picture:
+            if picture.mode[0] in "IF":
+                # Pillow would cut more than 8 bits to white.
+                raise DataError(f"{path} has pixels of mode {picture.mode}, expected 8 bits a channel.")
+            # A palette may hold transparent colours, which Pillow takes away in two steps only.
+            colours = picture.convert("RGBA") if "transparency" in picture.info else picture
+            pixels = transforms.pil_to_tensor(colours.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as an image: {first_line(error)}") from error
+    return square(pixels, side)
 
 
 def _listing(folder: Path, numbers: Mapping[str, int]) -> _Samples:

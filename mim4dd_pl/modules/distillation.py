@@ -14,14 +14,15 @@ from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance, clip_norm
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
-from mim4dd_pl.modules.gradients import Gradients, learned, segment_gradients
+from mim4dd_pl.modules.gradients import Gradients, learned, log_values, segment_gradients
+from mim4dd_pl.modules.segments import SegmentDraw
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 from mim4dd_pl.objectives import Objective
 from mim4dd_pl.population import Experts, at_once
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.shapes import ImageShape
 from mim4dd_pl.synthetic import SoftLabels, SyntheticImages
-from mim4dd_pl.trajectories import Segment, SegmentReader, TrajectoryStore
+from mim4dd_pl.trajectories import Segment, TrajectoryStore
 
 InformationFactory = Callable[[Sequence[ImageShape], int], InformationTerm]
 """(shapes of the network's feature maps, num_classes) -> the information term."""
@@ -65,7 +66,7 @@ class DistillationModule(L.LightningModule):
     segment_target: Tensor
     store: TrajectoryStore
     real: ImageSet
-    reader: SegmentReader
+    segments: SegmentDraw
     derivatives: Derivatives
 
     def __init__(
@@ -153,6 +154,15 @@ class DistillationModule(L.LightningModule):
         self.store = open_store(self.experts, self.network, data)
         self._data = data
 
+    def trained_expert(self) -> Tensor | None:
+        """The first expert after its last epoch, shape (P,), if it is there."""
+        if self._data is None:
+            data = cast(ImageDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+            self.store = open_store(self.experts, self.network, data)
+        if 0 not in self.store.finished:
+            return None
+        return self.store.segment(0, 0, self.experts.training.epochs).target.to(self.device)
+
     def on_fit_start(self) -> None:
         data = cast(ImageDataModule, self._data)
         self.real = data.train.to(self.device)
@@ -165,15 +175,15 @@ class DistillationModule(L.LightningModule):
         if self.soft_labels is not None and not self._continues:
             self._start_labels()
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
-        self.reader = SegmentReader(self._read_segment, self.segments_per_step)
+        self.segments = SegmentDraw(self.store, self.experts, self.objective, self.stream, self.segments_per_step)
 
     @torch.no_grad()
     def _start_labels(self) -> None:
-        expert = self.store.segment(0, 0, self.experts.training.epochs).target.to(self.device)
+        expert = cast(Tensor, self.trained_expert())
         self.synthetic.start_labels_from(self.network(expert, self.synthetic.images))
 
     def on_fit_end(self) -> None:
-        self.reader.close()
+        self.segments.close()
 
     def choose_derivatives(self, steps: int) -> Derivatives:
         """Compiled or plain derivatives of the inner loop, for so many outer steps."""
@@ -214,7 +224,7 @@ class DistillationModule(L.LightningModule):
         gradient = mean.host_images + factor * mean.information_images
         length = gradient.norm()
         lr_gradient = mean.host_lr + factor * mean.information_lr
-        if not torch.isfinite(length + mean.host_loss + lr_gradient):
+        if not torch.isfinite(length + mean.host_loss + lr_gradient + mean.host_labels.sum()):
             raise DivergenceError(
                 f"The matching loss is {mean.host_loss:.3g} and the pixel gradient {length:.3g} at step {step}, with a "
                 f"student lr of {float(self.synthetic.student_lr.detach()):.3g}: lower model.lr_images, "
@@ -228,7 +238,7 @@ class DistillationModule(L.LightningModule):
             self.synthetic.label_logits.grad = mean.host_labels
         self._step_optimizers(mean.information_parameters)
         self.synthetic.project()
-        self._log_step(mean, factor, length)
+        self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
 
     def mean_gradients(self, step: int) -> Gradients:
         """Mean over the segments of a step."""
@@ -253,17 +263,11 @@ class DistillationModule(L.LightningModule):
 
     def _load_segments(self, step: int, indices: Sequence[int]) -> Segment:
         for index in indices:
-            segment = self.reader.read(step, index)
+            segment = self.segments.read(step, index)
             self.segment_start[index].copy_(segment.start)
             self.segment_target[index].copy_(segment.target)
         rows = slice(indices[0], indices[-1] + 1)
         return Segment(self.segment_start[rows], self.segment_target[rows])
-
-    def _read_segment(self, step: int, index: int) -> Segment:
-        generator = self.stream.at("segment", step, index, "expert").generator()
-        expert = int(torch.randint(self.experts.num_experts, (), generator=generator))
-        epoch = int(torch.randint(self.objective.max_start_epoch, (), generator=generator))
-        return self.store.segment(expert, epoch, self.objective.expert_epochs)
 
     def _information_factor(self, mean: Gradients) -> Tensor:
         if self.information is None:
@@ -283,22 +287,6 @@ class DistillationModule(L.LightningModule):
         for optimizer in heads:
             # The plain optimiser inside: Lightning counts every step of its own wrapper towards max_steps.
             optimizer.optimizer.step()
-
-    def _log_step(self, mean: Gradients, factor: Tensor, length: Tensor) -> None:
-        values = {
-            "train/matching_loss": mean.host_loss,
-            "train/student_lr": self.synthetic.student_lr.detach(),
-            "train/image_gradient": length,
-            "train/image_gradient_host": mean.host_images.norm(),
-        }
-        if self.information is not None:
-            values["train/information_loss"] = mean.information_loss
-            values["train/image_gradient_information"] = mean.information_images.norm()
-            values["train/information_factor"] = factor
-            values["train/bound_nats_ceiling"] = torch.tensor(self.information.ceiling)
-            for number, bound in enumerate(mean.bounds, start=1):
-                values[f"train/bound_nats_layer{number}"] = bound
-        self.log_dict(values, batch_size=1)
 
     # --- evaluation
 

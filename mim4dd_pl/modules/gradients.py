@@ -87,3 +87,25 @@ def information_gradients(
 def learned(information: InformationTerm | None) -> list[nn.Parameter]:
     """What heads and critic learn."""
     return [] if information is None else [part for part in information.parameters() if part.requires_grad]
+
+
+def log_values(
+    mean: Gradients, synthetic: SyntheticImages, information: InformationTerm | None, factor: Tensor
+) -> dict[str, Tensor]:
+    """What a step logs, by name; ``factor`` is what the term's gradient was multiplied with."""
+    values = {
+        "train/matching_loss": mean.host_loss,
+        "train/student_lr": synthetic.student_lr.detach(),
+        "train/image_gradient": (mean.host_images + factor * mean.information_images).norm(),
+        "train/image_gradient_host": mean.host_images.norm(),
+    }
+    if synthetic.label_logits is not None:
+        values["train/label_gradient"] = mean.host_labels.norm()
+    if information is not None:
+        values["train/information_loss"] = mean.information_loss
+        values["train/image_gradient_information"] = mean.information_images.norm()
+        values["train/information_factor"] = factor
+        values["train/bound_nats_ceiling"] = torch.tensor(information.ceiling)
+        for number, bound in enumerate(mean.bounds, start=1):
+            values[f"train/bound_nats_layer{number}"] = bound
+    return values

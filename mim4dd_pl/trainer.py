@@ -1,0 +1,71 @@
+"""Lightning's Trainer with the commands of the program: ``check``, and what ``validate`` and ``test`` evaluate."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+
+from mim4dd_pl.callbacks import ClosingTable, Evaluation
+from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.estimate import estimate, show
+from mim4dd_pl.foreign import read_set
+from mim4dd_pl.modules import DistillationModule, ExpertModule
+
+
+class Trainer(L.Trainer):
+    """Each public method is a command, each of its arguments an option."""
+
+    def check(self, model: L.LightningModule, datamodule: ImageDataModule) -> None:
+        """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images."""
+        experts = cast(DistillationModule | ExpertModule, model).experts
+        show(estimate(self, model, datamodule), self.strategy.root_device, Path(experts.root))
+
+    def validate(  # type: ignore[override]
+        self,
+        model: L.LightningModule,
+        datamodule: ImageDataModule,
+        ckpt_path: str | None = None,
+        distilled: str | None = None,
+    ) -> Any:
+        """Fresh students on a distilled set, classifying the validation images.
+
+        Args:
+            model: Of the recipe.
+            datamodule: Of the recipe.
+            ckpt_path: ``last``, or a checkpoint of the recipe, whose images are evaluated.
+            distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
+        """
+        self._use(model, datamodule, distilled)
+        return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
+    def test(  # type: ignore[override]
+        self,
+        model: L.LightningModule,
+        datamodule: ImageDataModule,
+        ckpt_path: str | None = None,
+        distilled: str | None = None,
+        results: str | None = None,
+    ) -> Any:
+        """Fresh students on a distilled set beside its controls, classifying the test images.
+
+        Args:
+            model: Of the recipe.
+            datamodule: Of the recipe.
+            ckpt_path: ``last``, or a checkpoint of the recipe, whose images are evaluated.
+            distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
+            results: A folder for results.json and results.csv.
+        """
+        self._use(model, datamodule, distilled)
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ClosingTable):
+                callback.results = None if results is None else Path(results)
+        return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
+    def _use(self, model: L.LightningModule, data: ImageDataModule, folder: str | None) -> None:
+        if folder is None:
+            return
+        evaluation = next(callback for callback in self.callbacks if isinstance(callback, Evaluation))  # type: ignore[attr-defined]
+        evaluation.distilled = read_set(
+            Path(folder), data.image_shape, data.source.classes, data.train.normalization, evaluation.training.lr
+        )
+        data.normalize_as(evaluation.distilled.normalization)
