@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mim4dd_pl.data.sets import Batch, Indexable
 from mim4dd_pl.derivatives import Derivatives
-from mim4dd_pl.networks import FlatNetwork
+from mim4dd_pl.networks import FlatNetwork, Statistics
 from mim4dd_pl.population import Training, at_once, train
 from mim4dd_pl.randomness import Stream
 
@@ -20,11 +20,15 @@ class Classifiers:
     Args:
         network: Their architecture.
         parameters: One vector of shape (P,) for each.
+        statistics: Of the batch norms of each, from :func:`calibrated`; none for networks without batch norm.
     """
 
-    def __init__(self, network: FlatNetwork, parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, network: FlatNetwork, parameters: Sequence[Tensor], statistics: Sequence[Statistics] | None = None
+    ) -> None:
         self.network = network
         self.parameters = parameters
+        self.statistics = [{} for _ in parameters] if statistics is None else statistics
         # Every rank may evaluate networks of its own, so the counts are not summed over ranks.
         self._metrics = [
             MulticlassConfusionMatrix(network.num_classes, validate_args=False, sync_on_compute=False).to(theta.device)
@@ -34,8 +38,8 @@ class Classifiers:
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Classify one batch of held-out images."""
-        for theta, metric in zip(self.parameters, self._metrics, strict=True):
-            metric.update(self.network(theta, batch.images), batch.labels)
+        for theta, statistics, metric in zip(self.parameters, self.statistics, self._metrics, strict=True):
+            metric.update(self.network(theta, batch.images, statistics), batch.labels)
 
     def reset(self) -> None:
         """Forget the images seen so far."""
@@ -50,6 +54,16 @@ class Classifiers:
         """Fraction of correct answers of each network so far, shape (n,), in [0, 1]."""
         confusion = self.confusion()
         return confusion.diagonal(dim1=1, dim2=2).sum(1) / confusion.sum((1, 2))
+
+
+def calibrated(network: FlatNetwork, theta: Tensor, images: Indexable, batch_size: int) -> Statistics:
+    """Statistics of the batch norms of one trained network on up to eight whole minibatches of its training set.
+
+    They are drawn without replacement and not augmented, the same for all networks.
+    """
+    order = torch.randperm(len(images), generator=Stream(0).at("calibration").generator()).to(theta.device)
+    whole = order[: max(len(order) // batch_size, 1) * batch_size].split(batch_size)
+    return network.calibrate(theta, (images.batch(chosen).images for chosen in whole[:8]))
 
 
 def train_students(
@@ -73,4 +87,6 @@ def train_students(
             chosen = [sets[number] for number in numbers.tolist()]
             (trained,) = deque(train(derivatives, fresh.to(device), chosen, training, students), maxlen=1)
             parameters.extend(trained)
-    return Classifiers(derivatives.network, parameters)
+    network, size = derivatives.network, training.batch_size
+    statistics = [calibrated(network, theta, each, size) for theta, each in zip(parameters, sets, strict=True)]
+    return Classifiers(network, parameters, statistics)

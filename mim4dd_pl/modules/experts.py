@@ -10,7 +10,7 @@ import torch
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.derivatives import Compile
 from mim4dd_pl.errors import DivergenceError
-from mim4dd_pl.evaluation import Classifiers
+from mim4dd_pl.evaluation import Classifiers, calibrated
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 from mim4dd_pl.population import Experts, at_once
 from mim4dd_pl.shapes import ImageShape
@@ -62,7 +62,11 @@ class ExpertTrainer:
         if any(diverged):
             first = numbers[diverged.index(True)]
             raise DivergenceError(f"Expert {first + 1} diverged: lower model.experts.training.lr.")
-        classifiers = Classifiers(self.derivatives.network, list(trajectories[:, -1].to(self.device)))
+        network, size = self.derivatives.network, self.experts.training.batch_size
+        trained = list(trajectories[:, -1].to(self.device))
+        classifiers = Classifiers(
+            network, trained, [calibrated(network, theta, self.images, size) for theta in trained]
+        )
         for batch in self.data.validation.to(self.device).batches(self.data.evaluation_batch_size):
             classifiers.update(batch)
         accuracies: list[float] = classifiers.accuracies().tolist()

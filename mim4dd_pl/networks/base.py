@@ -12,7 +12,8 @@ class Network(nn.Module, ABC):
     """A classifier of images that can show one feature map per block.
 
     Subclasses are built as ``Class(image_shape, num_classes, **settings)`` and name their settings in ``extra_repr``,
-    which is how stored trajectories recognise them. They hold parameters and no buffers.
+    which is how stored trajectories recognise them. They hold parameters and no buffers:
+    those of a batch norm stay empty.
     """
 
     @abstractmethod

@@ -5,12 +5,14 @@ Trajectories, unrolls and populations speak of a network's parameters as one vec
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mim4dd_pl.networks.base import Network, NetworkFactory
+from mim4dd_pl.networks.batchnorm import Statistics, batch_norms, measure
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.shapes import ImageShape
 
@@ -38,7 +40,8 @@ class FlatNetwork:
 
     Attributes:
         num_parameters: P.
-        mixes_images: Whether an image's logits depend on the others of its batch, as batch norm makes them; measured.
+        mixes_images: Whether an image's logits depend on the others of its batch: with batch norm they do, else it is
+            measured.
     """
 
     def __init__(self, factory: NetworkFactory, image_shape: ImageShape, num_classes: int) -> None:
@@ -60,6 +63,8 @@ class FlatNetwork:
 
     @torch.no_grad()
     def _measure_mixing(self) -> bool:
+        if batch_norms(self._network):
+            return True
         images = torch.randn(4, *self.image_shape, generator=Stream(0).at("mixing").generator())
         together = self._network(images)
         alone = torch.cat([self._network(half) for half in images.split(2)])
@@ -79,16 +84,39 @@ class FlatNetwork:
         parts = theta.split(self._sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
-    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        """Logits of shape (B, C) of ``images``, shape (B, c, h, w), under parameters ``theta``, shape (P,)."""
-        logits: Tensor = functional_call(self._network, self.unflatten(theta), (images,))
+    def __call__(self, theta: Tensor, images: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Logits of ``images`` under parameters ``theta``.
+
+        Args:
+            theta: Shape (P,).
+            images: Shape (B, c, h, w).
+            statistics: Of :meth:`calibrate`, for batch norms; by default these take the statistics of ``images``.
+
+        Returns:
+            Shape (B, C).
+        """
+        named = {**self.unflatten(theta), **(statistics or {})}
+        logits: Tensor = functional_call(self._network, named, (images,))
         return logits
 
-    def layers(self, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
-        """One feature map per block, shallow to deep, each of shape (B, c_k, h_k, w_k)."""
-        named = {f"network.{name}": part for name, part in self.unflatten(theta).items()}
+    def layers(self, theta: Tensor, images: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, ...]:
+        """One feature map per block, shallow to deep, each of shape (B, c_k, h_k, w_k); arguments as in a call."""
+        named = {**self.unflatten(theta), **(statistics or {})}
+        named = {f"network.{name}": part for name, part in named.items()}
         layers: tuple[Tensor, ...] = functional_call(self._show_layers, named, (images,))
         return layers
+
+    def calibrate(self, theta: Tensor, batches: Iterable[Tensor]) -> Statistics:
+        """What batch norms need to classify each image alone: the statistics of their inputs over ``batches``.
+
+        Args:
+            theta: Shape (P,).
+            batches: Training images, each of shape (B, c, h, w); not read for networks without batch norm.
+
+        Returns:
+            Statistics for a call; empty for networks without batch norm.
+        """
+        return measure(self._network, (self(theta, images) for images in batches))
 
     def layer_shapes(self) -> list[ImageShape]:
         """(channels, height, width) of each feature map of one image."""

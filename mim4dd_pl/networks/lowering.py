@@ -1,8 +1,8 @@
 """The same network, written for the compiler.
 
 The compiler fuses elementwise work and leaves convolutions and norms to libraries. :func:`lower` rewrites the modules
-that do better otherwise: group norms as their formula (which has the derivatives of every order that compiled code
-needs), and on the CPU 3x3 convolutions as matrix products. Parameters keep their names, shapes and order.
+that do better otherwise: group and batch norms as their formula (which has the derivatives of every order that compiled
+code needs), and on the CPU 3x3 convolutions as matrix products. Parameters keep their names, shapes and order.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from mim4dd_pl.networks.base import Network
+from mim4dd_pl.networks.batchnorm import BatchNorm
 from mim4dd_pl.networks.winograd import saves, winograd_conv
 
 
@@ -20,6 +21,8 @@ def lower(network: Network, device: torch.device) -> Network:
             # These very classes: one derived from them may compute something else.
             if type(child) is nn.GroupNorm:
                 setattr(parent, name, _GroupNorm(child))
+            elif type(child) is BatchNorm:
+                setattr(parent, name, _BatchNorm(child))
             elif device.type == "cpu" and type(child) is nn.Conv2d and _is_plain(child):
                 setattr(parent, name, _Conv3x3(child))
     return network
@@ -41,6 +44,21 @@ class _GroupNorm(nn.Module):
         centred = grouped - grouped.mean((2, 3, 4), keepdim=True)
         scaled = centred * (centred.square().mean((2, 3, 4), keepdim=True) + self.eps).rsqrt()
         normal: Tensor = scaled.flatten(1, 2)
+        if not isinstance(self.weight, Tensor):
+            return normal
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class _BatchNorm(nn.Module):
+    """With the statistics of the minibatch only: compiled functions train, and do not classify."""
+
+    def __init__(self, norm: BatchNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        centred = features - features.mean((0, 2, 3), keepdim=True)
+        normal: Tensor = centred * (centred.square().mean((0, 2, 3), keepdim=True) + self.eps).rsqrt()
         if not isinstance(self.weight, Tensor):
             return normal
         return normal * self.weight[:, None, None] + self.bias[:, None, None]

@@ -1,0 +1,62 @@
+"""VGG11 for small images, as the field uses it to test images on another network (Zhao et al. 2021)."""
+
+from torch import Tensor, nn
+
+from mim4dd_pl.networks.base import Network
+from mim4dd_pl.networks.parts import Norm, check_size, check_width, more_padding, norm_layer, outputs
+from mim4dd_pl.shapes import ImageShape
+
+_STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))
+"""Channels of the convolutions of each stage, in units of the width."""
+
+
+class VGG11(Network):
+    """Five stages of one or two 3x3 convolutions with norm and ReLU, each ending in max-pooling; one linear layer.
+
+    At 32x32 the last map is 1x1; larger ones are averaged over the map. Small images are pooled less often, because
+    instance norm needs maps of at least 2x2.
+
+    Source: Simonyan & Zisserman 2015 (arXiv:1409.1556), column A, with a norm.
+
+    Departs from it: one linear layer and no dropout, as everywhere in the field.
+
+    Args:
+        image_shape: (channels, height, width) of one image, at least 4x4.
+        num_classes: Number of logits C.
+        width: Channels of the first stage; the others have 2, 4, 8 and 8 times as many.
+        norm: Normalisation after each convolution.
+
+    Raises:
+        ValueError: If the image is too small, or ``width`` out of range.
+    """
+
+    def __init__(self, image_shape: ImageShape, num_classes: int, width: int = 64, norm: Norm = "instance") -> None:
+        super().__init__()
+        check_size("VGG11", image_shape, 4)
+        check_width(norm, width)
+        self._settings = f"width={width}, norm={norm}"
+        channels, more = image_shape[0], more_padding(image_shape)
+        side = min(image_shape[1:]) + 2 * more
+        stages: list[nn.Module] = []
+        for number, factors in enumerate(_STAGES):
+            layers: list[nn.Module] = []
+            for factor in factors:
+                layers.append(nn.Conv2d(channels, factor * width, 3, padding=1 if stages or layers else 1 + more))
+                layers += [norm_layer(norm, factor * width), nn.ReLU()]
+                channels = factor * width
+            if side >= (2 if number == len(_STAGES) - 1 else 4):
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+            stages.append(nn.Sequential(*layers))
+        self.blocks = nn.ModuleList(stages)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def extra_repr(self) -> str:
+        return self._settings
+
+    def layers(self, images: Tensor) -> tuple[Tensor, ...]:
+        return outputs(self.blocks, images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.layers(images)[-1].mean((2, 3)))
+        return logits
