@@ -24,7 +24,7 @@ def distilled_of(trainer: L.Trainer, pl_module: L.LightningModule, **facts: obje
         student_lr=module.synthetic.student_lr.detach().cpu().clone(),
         normalization=data.train.normalization,
         classes=data.source.classes,
-        facts=to_facts(data_set=data.source.name, outer_steps=trainer.global_step, **facts),
+        facts=to_facts(data_set=data.data_set, outer_steps=trainer.global_step, **facts),
     )
 
 
