@@ -283,6 +283,5 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     log = logging.getLogger("mim4dd_pl")
-    if not log.handlers:
-        log.addHandler(logging.StreamHandler(sys.stdout))
+    log.handlers = [logging.StreamHandler(sys.stdout)]  # the stdout of this call
     log.setLevel(logging.INFO)

@@ -82,22 +82,31 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
     The lock dies with the process; its file goes with the block, and the folder too if it was made and is empty.
     """
     path, made = folder / f".{name}.lock" if name else folder / ".lock", _missing(folder)
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # another process has just removed the folder
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            break
-        os.close(descriptor)  # the process before us has removed the file that we waited for
+    while (descriptor := _lock(path)) is None:
+        pass
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
         _remove_empty(made)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds ``path``; None if the process before us removed the file, or its folder, meanwhile."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except (FileNotFoundError, FileExistsError):
+        if path.parent.is_symlink() or path.parent.is_file():
+            raise
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    os.close(descriptor)
+    return None
 
 
 def write_text(target: Path, text: str) -> None:

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from mim4dd_pl.data import CIFAR100
-
-_Bytes = "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"
 
 
 def write_torchvision(root: Path, name: str, train: int = 2000, test: int = 200) -> None:
@@ -26,7 +25,7 @@ def trust_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def noise(*shape: int) -> _Bytes:  # type: ignore[valid-type]
+def noise(*shape: int) -> npt.NDArray[np.uint8]:
     """Bytes that are the same for the same shape."""
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 

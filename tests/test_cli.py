@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 from mim4dd_pl.cli import main
 from tests.conftest import CONFIGS
+from tests.fakes import TORCHVISION, trust_fakes, write_torchvision
 
 DIGITS = CONFIGS / "distill/digits.yaml"
 RECIPES = sorted((CONFIGS / "experts").glob("*.yaml")) + sorted((CONFIGS / "distill").glob("*.yaml"))
@@ -19,17 +19,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, which the recipes' relative paths are in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def write_idx(root: Path) -> None:
-    """A tiny MNIST of noise in the files that torchvision reads (magic number, sizes, bytes; LeCun et al. 1998)."""
-    raw, rng = root / "MNIST/raw", np.random.default_rng(0)
-    raw.mkdir(parents=True)
-    for split, count in (("train", 2000), ("t10k", 50)):
-        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
-        for name, magic, array in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
-            header = np.array([magic, *array.shape], dtype=">i4").tobytes()
-            (raw / f"{split}-{name}-ubyte").write_bytes(header + array.tobytes())
 
 
 def tiny(recipe: Path) -> list[str]:
@@ -50,11 +39,18 @@ def tiny(recipe: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_recipe_runs(recipe: Path, here: Path) -> None:
-    write_idx(here / "data")
+def test_every_recipe_runs(recipe: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trust_fakes(monkeypatch)
+    source = yaml.safe_load(recipe.read_text())["data"]["source"]
+    kind = source if isinstance(source, str) else source["class_path"]
+    written = {"checkpoints"}
+    if kind in TORCHVISION:
+        write_torchvision(here / "data", kind)
+        written.add("data")
     assert main(["fit", "-c", str(recipe), *tiny(recipe)]) == 0
     assert list(here.glob("checkpoints/experts/*/manifest.json"))
-    assert sorted(path.name for path in here.iterdir()) == ["checkpoints", "data"]
+    assert {path.name for path in here.iterdir()} == written
+    assert len(list(here.glob("checkpoints/decoded/*/about.json"))) == len(written) - 1
     if recipe.parent.name == "distill":
         assert list(here.glob("checkpoints/*/version_0/distilled/best/sheet.png"))
         assert list(here.glob("checkpoints/*/version_0/comparison.png"))
@@ -168,7 +164,7 @@ WRONG = [
     (["--trainer.val_check_interval=0.5"], 2, "must be a whole number of outer steps, at least 1; got 0.5"),
     (["--trainer.callbacks=[{class_path: ClosingTable}]"], 2, "trainer.callbacks must hold one Evaluation, got 0"),
     (["--data.validation_fraction=1"], 2, "data.validation_fraction must lie between 0 and 1, got 1.0"),
-    (["--data.source=Digitz"], 2, "data.source: no class Digitz; expected Digits, MNIST, Npz, ImageFolder"),
+    (["--data.source=Digitz"], 2, "data.source: no class Digitz; expected Digits, MNIST, FashionMNIST, KMNIST, SVHN"),
     ([MODEL + "images_per_class=200"], 3, "200 real images per class are asked for, class 0 has 128"),
     (["--data.max_train_images=5"], 3, "data.max_train_images must lie in 10..1293 for digits, got 5"),
     (["--data.source=Npz", DATA + "path=nowhere.npz"], 3, "No such file: nowhere.npz"),

@@ -1,13 +1,14 @@
 """Files and folders are whole or absent."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import check_sha256, replacing, restore, sha256, write_text
+from mim4dd_pl.files import check_sha256, locked, replacing, restore, sha256, write_text
 
 
 def test_sha256_of_the_standard_example(tmp_path: Path) -> None:
@@ -103,3 +104,41 @@ def test_a_flipped_bit_and_a_missing_file_are_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(StoredFileError, match="weights is missing"):
         check_sha256(path, expected, "Do this.")
+
+
+@pytest.mark.parametrize("deep", ["", "a/b"])
+def test_a_failed_write_takes_the_folders_that_it_made_along(deep: str, tmp_path: Path) -> None:
+    def fail() -> None:
+        with locked(tmp_path / deep), replacing(tmp_path / deep / "target") as temporary:
+            temporary.mkdir()
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_leaves_what_is_in_its_folder(tmp_path: Path) -> None:
+    with locked(tmp_path / "a/b"):
+        write_text(tmp_path / "a/b/file", "text")
+    assert [path.name for path in (tmp_path / "a").rglob("*")] == ["b", "file"]
+
+
+def test_one_holds_a_lock_at_a_time(tmp_path: Path) -> None:
+    """Eight threads, each with a descriptor of its own, whose lock and folder come and go."""
+    inside, most = [], []
+
+    def work() -> None:
+        for _ in range(20):
+            with locked(tmp_path / "a/b", "name"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 160
+    assert set(most) == {1}

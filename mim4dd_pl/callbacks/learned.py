@@ -19,5 +19,5 @@ def learned_set(module: DistillationModule, **facts: object) -> Distilled:
         student_lr=synthetic.student_lr.detach().cpu().clone(),
         normalization=data.train.normalization,
         classes=data.source.classes,
-        facts=to_facts(data_set=data.source.name, outer_steps=module.trainer.global_step, **facts),
+        facts=to_facts(data_set=data.data_set, outer_steps=module.trainer.global_step, **facts),
     )

@@ -107,6 +107,11 @@ class ImageDataModule(L.LightningDataModule):
         self._ready = False
 
     @property
+    def data_set(self) -> str:
+        """What networks are trained on, in words; experts trained on another one do not fit."""
+        return f"{self.source.name}, whitened" if self.zca else self.source.name
+
+    @property
     def image_shape(self) -> ImageShape:
         """(channels, height, width) of one image."""
         return self.source.image_shape

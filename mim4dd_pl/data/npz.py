@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -141,7 +142,7 @@ def _read_header(member: IO[bytes]) -> _Header:
     return _Header(*read(member))
 
 
-def _stream(member: IO[bytes], shape: tuple[int, ...]) -> "Iterator[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]":
+def _stream(member: IO[bytes], shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.uint8]]:
     length = chunk_length(torch.empty(1, *shape[1:], device="meta"))
     image = int(np.prod(shape[1:]))
     for start in range(0, shape[0], length):
@@ -150,6 +151,6 @@ def _stream(member: IO[bytes], shape: tuple[int, ...]) -> "Iterator[np.ndarray[t
         yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
 
 
-def _whole(member: IO[bytes], shape: tuple[int, ...]) -> "Iterator[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]":
+def _whole(member: IO[bytes], shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.uint8]]:
     """Columns first, an image lies scattered over the file."""
     yield np.frombuffer(bytearray(member.read()), np.uint8).reshape(shape, order="F")

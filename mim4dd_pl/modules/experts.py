@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 def open_store(experts: Experts, network: FlatNetwork, data: ImageDataModule) -> TrajectoryStore:
     """The trajectories of ``experts`` on the training images of ``data``, as far as they exist."""
-    return TrajectoryStore(Path(experts.root), experts.spec(network, data.source.name, data.train.fingerprint()))
+    return TrajectoryStore(Path(experts.root), experts.spec(network, data.data_set, data.train.fingerprint()))
 
 
 class ExpertTrainer:
