@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -94,9 +94,10 @@ class ImageFolder(Source):
         threads = min(8, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(paths), 256):
-                yield torch.stack(
-                    list(pool.map(partial(_decode, side=self.image_shape[1]), paths[start : start + 256]))
-                )
+                yield torch.stack(list(pool.map(self._decode, paths[start : start + 256])))
+
+    def _decode(self, path: str) -> Tensor:
+        return _read(path, self.image_shape[1])
 
 
 def read_pictures(folder: Path, classes: Sequence[str], image_shape: ImageShape) -> tuple[Tensor, Tensor]:
@@ -117,13 +118,13 @@ def read_pictures(folder: Path, classes: Sequence[str], image_shape: ImageShape)
     if len({numbers[name] for name in folders}) < len(classes):
         raise DataError(f"{folder} has folders for {len(folders)} of {len(classes)} classes.")
     samples = _listing(folder, {name: numbers[name] for name in folders})
-    images = torch.stack([_decode(path, image_shape[1]) for path, _ in samples])
+    images = torch.stack([_read(path, image_shape[1]) for path, _ in samples])
     if image_shape[0] == 1:
         images = transforms.rgb_to_grayscale(images)
     return images, torch.tensor([label for _, label in samples])
 
 
-def _decode(path: str, side: int) -> Tensor:
+def _read(path: str, side: int) -> Tensor:
     try:
         with Image.open(path) as picture:
             if picture.mode[0] in "IF":
