@@ -148,14 +148,14 @@ def _evaluation(
     """Minutes of the evaluations during the run, and of the closing table."""
     device, training = module.device, evaluation.training
     synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.targets.detach())
-    searched = len(evaluation.candidates(training, None))
 
     def students(network: FlatNetwork, images: Indexable, training: Training, times: int) -> float:
         """Seconds to train the students of one row and, where their learning rate is searched, to choose it."""
         engine = evaluation.derivatives_for(module, network, len(images), training, times)
         step = _training_step(engine, images, training, min(evaluation.num_students, at_once(device)))
         seconds = evaluation.num_students * training.steps(len(images)) * step
-        return searched * seconds + (searched > 1) * searched * classified(network, data.validation)
+        searched = len(evaluation.candidates(training))
+        return seconds if searched == 1 else searched * (seconds + classified(network, data.validation))
 
     def classified(network: FlatNetwork, images: ImageSet) -> float:
         """Seconds in which the students of one row classify ``images``."""

@@ -7,7 +7,7 @@ import yaml
 
 from mim4dd_pl.cli import main
 from tests.conftest import CONFIGS
-from tests.fakes import TORCHVISION, trust_fakes, write_torchvision
+from tests.fakes import TORCHVISION, trust_fakes, write_pictures, write_torchvision
 
 DIGITS = CONFIGS / "distill/digits.yaml"
 RECIPES = sorted((CONFIGS / "experts").glob("*.yaml")) + sorted((CONFIGS / "distill").glob("*.yaml"))
@@ -22,11 +22,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tiny(recipe: Path) -> list[str]:
-    """Settings that run a recipe in seconds without changing its organs."""
+    """Settings that run a recipe in seconds without changing its organs: fewer and smaller of everything."""
     arguments = ["--trainer.enable_progress_bar=false"]
     content = yaml.safe_load(recipe.read_text())
+    model = content["model"]["init_args"]
     if content["data"]["source"] != "Digits":
-        arguments += ["--data.max_train_images=60", "--data.source.init_args.download=false"]
+        side = max(8, 2 ** model["network"]["init_args"]["depth"])
+        arguments += [f"--data.source.init_args.image_size={side}", "--data.validation_fraction=0.5"]
+        arguments += ["--model.init_args.network.init_args.width=4", "--model.init_args.experts.training.epochs=1"]
+    if "max_train_images" in content["data"]:
+        arguments += ["--data.max_train_images=500"]
+    if "download" in str(content["data"]["source"]):
+        arguments += ["--data.source.init_args.download=false"]
     arguments += ["--model.init_args.experts.num_experts=1"]
     if content["model"]["class_path"] == "DistillationModule":
         callbacks = content["trainer"]["callbacks"]
@@ -34,26 +41,50 @@ def tiny(recipe: Path) -> list[str]:
             for training in (callback.get("init_args", {}).get(key) for key in ("training", "whole_set")):
                 if training:
                     training["epochs"] = 2
+        if content["data"]["source"] != "Digits":
+            arguments += ["--model.init_args.images_per_class=2"]
+            objective = "--model.init_args.objective.init_args."
+            arguments += [f"{objective}expert_epochs=1", f"{objective}max_start_epoch=1"]
         arguments += ["-c", str(CONFIGS / "with/smoke.yaml"), f"--trainer.callbacks={yaml.safe_dump(callbacks)}"]
     return arguments
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_recipe_runs(recipe: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trust_fakes(monkeypatch)
+def write_data(recipe: Path, root: Path) -> None:
+    """What the source of ``recipe`` reads in ``root``, of noise."""
     source = yaml.safe_load(recipe.read_text())["data"]["source"]
-    kind = source if isinstance(source, str) else source["class_path"]
-    written = {"checkpoints"}
-    if kind in TORCHVISION:
-        write_torchvision(here / "data", kind)
-        written.add("data")
-    assert main(["fit", "-c", str(recipe), *tiny(recipe)]) == 0
+    if source == "Digits":
+        return
+    if source["class_path"] in TORCHVISION:
+        write_torchvision(root / "data", source["class_path"])
+        return
+    classes = 200 if "tiny" in recipe.stem else 10
+    for label in range(classes):
+        for split, count in (("train", 4), ("val", 1)):
+            write_pictures(root / source["init_args"]["root"] / split / f"n{label:08d}", count)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_passes_its_check_and_runs(recipe: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trust_fakes(monkeypatch)
+    monkeypatch.setattr("mim4dd_pl.estimate._MEASURED_SECONDS", 0.01)
+    write_data(recipe, here)
+    before = {path.name for path in here.iterdir()}
+    arguments = ["-c", str(recipe), *tiny(recipe)]
+    assert main(["check", *arguments]) == 0
+    assert main(["fit", *arguments]) == 0
     assert list(here.glob("checkpoints/experts/*/manifest.json"))
-    assert {path.name for path in here.iterdir()} == written
-    assert len(list(here.glob("checkpoints/decoded/*/about.json"))) == len(written) - 1
+    assert {path.name for path in here.iterdir()} == before | {"checkpoints"}
+    assert len(list(here.glob("checkpoints/decoded/*/about.json"))) == len(before)
     if recipe.parent.name == "distill":
         assert list(here.glob("checkpoints/*/version_0/distilled/best/sheet.png"))
         assert list(here.glob("checkpoints/*/version_0/comparison.png"))
+
+
+def test_every_recipe_begins_with_its_command() -> None:
+    for recipe in RECIPES:
+        command, _, about, *_ = recipe.read_text().splitlines()
+        assert command == f"# mim4dd fit -c configs/{recipe.parent.name}/{recipe.name}"
+        assert about.startswith("# ")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
@@ -74,13 +105,17 @@ def test_information_is_turned_off_on_the_command_line(here: Path, capsys: pytes
     assert not list(here.iterdir())
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_experts_alone_are_those_of_the_distillation(name: str) -> None:
+@pytest.mark.parametrize("recipe", sorted((CONFIGS / "distill").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_experts_of_a_distillation_can_be_trained_alone(recipe: Path) -> None:
+    whole = yaml.safe_load(recipe.read_text())
+    name = Path(whole["model"]["init_args"]["experts"]["root"]).name
     alone = yaml.safe_load((CONFIGS / f"experts/{name}.yaml").read_text())
-    whole = yaml.safe_load(next((CONFIGS / "distill").glob(f"{name}*.yaml")).read_text())
     assert alone["data"] == whole["data"]
     for key in ("network", "experts"):
         assert alone["model"]["init_args"][key] == whole["model"]["init_args"][key]
+    objective = whole["model"]["init_args"]["objective"]["init_args"]
+    read = objective["max_start_epoch"] - 1 + objective["expert_epochs"]
+    assert read <= whole["model"]["init_args"]["experts"]["training"]["epochs"]
 
 
 def test_progress_is_one_line_per_validation_where_there_is_no_terminal(

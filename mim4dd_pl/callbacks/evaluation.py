@@ -31,7 +31,7 @@ class Evaluation(L.Callback):
         num_students: How many of each network, at least 2, so that there is a std.
         lrs: Instead of ``training.lr``: ``learned`` is the learning rate that was learned with the images (controls,
             which have none, keep ``training.lr``); several are tried, and the best on the validation images counts,
-            for the distilled set and for the controls alike.
+            for the distilled set and for random real images alike.
         across: Other networks that ``test`` and the closing table train as well.
 
     Attributes:
@@ -69,11 +69,11 @@ class Evaluation(L.Callback):
         """The module's network, then the others."""
         return self._networks
 
-    def candidates(self, training: Training, learned_lr: float | None) -> list[float]:
+    def candidates(self, training: Training, learned_lr: float | None = None) -> list[float]:
         """The learning rates that students of ``training`` are tried with."""
-        if self.lrs == "learned":
-            return [training.lr if learned_lr is None else learned_lr]
-        return [training.lr] if self.lrs is None else list(self.lrs)
+        if training == self.training and isinstance(self.lrs, list):
+            return self.lrs
+        return [training.lr if learned_lr is None or self.lrs != "learned" else learned_lr]
 
     def derivatives_for(
         self, module: DistillationModule, network: FlatNetwork, num_images: int, training: Training, times: int = 1
@@ -90,8 +90,7 @@ class Evaluation(L.Callback):
 
     def times(self, trainer: L.Trainer) -> int:
         """How often a fit trains students on the synthetic images or as many real ones."""
-        searched = len(self.lrs) if isinstance(self.lrs, list) else 1
-        return searched * (trainer.max_steps // max(int(trainer.val_check_interval), 1) + 4)
+        return len(self.candidates(self.training)) * (trainer.max_steps // max(int(trainer.val_check_interval), 1) + 4)
 
     # A checkpoint holds what was compiled, so that its test and its continuation compute as it did.
 
