@@ -1,0 +1,162 @@
+"""Students of a distilled set beside their controls: by the protocol that the recipe asks for."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mim4dd_pl import DistilledDataset
+from mim4dd_pl.cli import main
+from tests.conftest import CONFIGS
+
+STUDENTS = "{epochs: 20, lr: 0.01, momentum: 0.9}"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The digits in a small form, with soft labels."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    return [
+        *("-c", str(CONFIGS / "distill/digits.yaml"), "-c", str(CONFIGS / "with/soft_labels.yaml")),
+        *("-c", str(CONFIGS / "with/smoke.yaml"), "--trainer.enable_progress_bar=false"),
+        f"--trainer.logger.init_args.save_dir={folder}",
+        f"--model.experts.root={folder}/experts",
+    ]
+
+
+def callbacks(lrs: str = "null", across: str = "[]", whole: str = "null") -> str:
+    """The callbacks of a recipe with so many learning rates, other networks and epochs on the whole set."""
+    return f"""--trainer.callbacks=[{{class_path: Evaluation, init_args: {{num_students: 2, training: {STUDENTS},
+        lrs: {lrs}, across: {across}}}}}, {{class_path: Export}},
+        {{class_path: ClosingTable, init_args: {{whole_set: {whole}}}}}, {{class_path: LastCheckpoint}}]"""
+
+
+@pytest.fixture(scope="module")
+def run(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run with everything in its table."""
+    across = "[{class_path: MLP, init_args: {width: 16}}]"
+    assert main(["fit", *recipe, callbacks("[0.003, 0.03]", across, "{epochs: 1, lr: 0.05}")]) == 0
+    return tmp_path_factory.getbasetemp() / "evaluation0/digits/version_0"
+
+
+def test_the_table_has_every_control_on_every_network(run: Path) -> None:
+    rows = json.loads((run / "results.json").read_text())["test"]
+    names = [(row["trained_on"].replace("best, step 2", "last"), row["network"].partition("(")[0]) for row in rows]
+    assert list(dict.fromkeys(names)) == [
+        ("distilled (last)", "ConvNet"),
+        ("distilled (last), hard labels", "ConvNet"),
+        ("random real images", "ConvNet"),
+        ("random real, an expert's labels", "ConvNet"),
+        ("whole training set", "ConvNet"),
+        ("distilled (last)", "MLP"),
+        ("random real images", "MLP"),
+    ]
+    assert all(row["students"] == 2 and len(row["per_class"]) == len(row["confusion"]) == 10 for row in rows)
+    assert all(sum(map(sum, row["confusion"])) == 2 * 360 for row in rows)
+
+
+def test_searched_learning_rates_are_those_of_the_recipe_and_the_whole_set_keeps_its_own(run: Path) -> None:
+    rows = {row["trained_on"]: row["lr"] for row in json.loads((run / "results.json").read_text())["test"]}
+    assert rows.pop("whole training set") == 0.05
+    assert set(rows.values()) <= {0.003, 0.03}
+
+
+def test_scores_of_dd_ranking_are_made_of_the_right_rows(run: Path) -> None:
+    """HLR of hard labels, IOR over random real images with an expert's labels, since the set's own are soft."""
+    content = json.loads((run / "results.json").read_text())
+    means = {row["trained_on"]: row["accuracy"] for row in reversed(content["test"])}
+    hlr = means["whole training set"] - means["distilled (last), hard labels"]
+    assert content["ranking"]["HLR"] == pytest.approx(hlr)
+    assert content["ranking"]["IOR"] == pytest.approx(
+        means["distilled (last)"] - means["random real, an expert's labels"]
+    )
+    assert 0 < content["ranking"]["LRS"] < 1
+
+
+def test_the_csv_has_the_rows_of_the_json(run: Path) -> None:
+    with (run / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    written = json.loads((run / "results.json").read_text())["test"]
+    assert [row["trained_on"] for row in rows] == [row["trained_on"] for row in written]
+    assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in written]
+
+
+def test_tensorboard_has_settings_beside_results(run: Path) -> None:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert "test/ConvNet/distilled (last)" in events.Tags()["scalars"]
+    kept = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"model.init_args.images_per_class" in kept
+
+
+def test_soft_labels_travel_with_the_artefact(run: Path) -> None:
+    data = DistilledDataset(run / "distilled/last")
+    assert data.soft_labels is not None
+    torch.testing.assert_close(data.soft_labels.sum(1), torch.ones(10))
+    assert torch.equal(data.labels, torch.arange(10))
+    assert torch.equal(torch.as_tensor(data[3][1]), data.soft_labels[3])
+
+
+def test_an_artefact_and_its_tensors_are_evaluated_alike(
+    run: Path, recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From elsewhere: without checkpoint or experts, on another network; nothing is written but the results."""
+    data, exported = DistilledDataset(run / "distilled/last"), tmp_path / "exported"
+    exported.mkdir()
+    torch.save(data.images, exported / "images.pt")
+    torch.save(data.soft_labels, exported / "labels.pt")
+    elsewhere = [f"--model.experts.root={tmp_path}/none", callbacks(), "--model.network={class_path: MLP}"]
+    printed = []
+    for folder in (run / "distilled/last", exported):
+        before = set(run.parent.parent.rglob("*"))
+        arguments = [*recipe, *elsewhere, f"--distilled={folder}", f"--results={tmp_path}/{folder.name}"]
+        assert main(["test", *arguments]) == 0
+        printed.append(capsys.readouterr().out)
+        assert set(run.parent.parent.rglob("*")) == before
+        content = json.loads((tmp_path / folder.name / "results.json").read_text())
+        assert [row["trained_on"] for row in content["test"]] == [
+            "distilled",
+            "distilled, hard labels",
+            "random real images",
+        ]
+        assert content["distilled set"] == str(folder)
+    first = [re.findall(r"test accuracy (.*) %", text) for text in printed]
+    assert first[0] == first[1] != []
+
+
+def test_the_learned_learning_rate_is_taken_where_there_is_one(
+    run: Path, recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*recipe, callbacks("learned"), f"--distilled={run}/distilled/last", f"--results={tmp_path}"]
+    assert main(["test", *arguments]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["test"]
+    lrs = {row["trained_on"]: row["lr"] for row in rows}
+    assert lrs["distilled"] == pytest.approx(DistilledDataset(run / "distilled/last").student_lr)
+    assert lrs["random real images"] == 0.01
+    assert "lr" in capsys.readouterr().out
+
+
+def test_validate_takes_a_distilled_set_too(run: Path, recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", *recipe, callbacks(), f"--distilled={run}/distilled/last"]) == 0
+    assert re.search(r"^validation accuracy [0-9.]+ \+- [0-9.]+ % \(2 students\)$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--distilled=x", "--ckpt_path=last"], 2, "--ckpt_path and --distilled both say what to evaluate"),
+        (["--distilled=nowhere"], 4, "No distilled set in nowhere"),
+        ([callbacks("[0.1, 0]"), "--distilled=x"], 2, "Evaluation.lrs must be `learned` or positive learning rates"),
+        ([callbacks("[]"), "--distilled=x"], 2, "Evaluation.lrs must be `learned` or positive learning rates"),
+        ([callbacks(across="[{class_path: ConvNet, init_args: {depth: 5}}]"), "--distilled=x"], 2, "depth 5 halves"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(
+    arguments: list[str], code: int, message: str, recipe: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["test", *recipe, *arguments]) == code
+    assert re.fullmatch(f"mim4dd: error: .*{re.escape(message)}.*\n", capsys.readouterr().err)
