@@ -93,8 +93,14 @@ def sheet(pixels: Tensor, per_row: int, side: int = 64) -> Tensor:
     return grid
 
 
-def write_distilled(folder: Path, distilled: Distilled) -> None:
+def write_distilled(folder: Path, distilled: Distilled, tensors: bool = False) -> None:
     """Write the artefact to ``folder``, replacing what was there as a whole.
+
+    Args:
+        folder: Where.
+        distilled: What.
+        tensors: Add ``images.pt``, ``labels.pt`` (classes or soft labels) and ``lr.pt``, which evaluators of other
+            codebases read.
 
     Raises:
         StoredFileError: If it cannot be written; what was there before is unchanged.
@@ -106,6 +112,10 @@ def write_distilled(folder: Path, distilled: Distilled) -> None:
         # One key: safetensors writes several in random order, and the same set must have the same hash.
         about = {"schema": SCHEMA, "classes": distilled.classes, "facts": dict(distilled.facts)}
         save_file(distilled.tensors(), temporary / "distilled.safetensors", {"mim4dd_pl": json.dumps(about)})
+        if tensors:
+            given = distilled.training_set(torch.device("cpu"))
+            for name, tensor in (("images", given.images), ("labels", given.labels), ("lr", distilled.student_lr)):
+                torch.save(tensor.clone(), temporary / f"{name}.pt")
         for row, label in enumerate(distilled.labels.tolist()):
             # Labels name the folders: class names may hold anything.
             path = temporary / "preview" / f"{label:03d}" / f"{row % per_class:03d}.png"

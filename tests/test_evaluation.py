@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def callbacks(lrs: str = "null", across: str = "[]", whole: str = "null") -> str:
     """The callbacks of a recipe with so many learning rates, other networks and epochs on the whole set."""
     return f"""--trainer.callbacks=[{{class_path: Evaluation, init_args: {{num_students: 2, training: {STUDENTS},
-        lrs: {lrs}, across: {across}}}}}, {{class_path: Export}},
+        lrs: {lrs}, across: {across}}}}}, {{class_path: Export, init_args: {{tensors: true}}}},
         {{class_path: ClosingTable, init_args: {{whole_set: {whole}}}}}, {{class_path: LastCheckpoint}}]"""
 
 
@@ -105,10 +106,10 @@ def test_an_artefact_and_its_tensors_are_evaluated_alike(
     run: Path, recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From elsewhere: without checkpoint or experts, on another network; nothing is written but the results."""
-    data, exported = DistilledDataset(run / "distilled/last"), tmp_path / "exported"
+    exported = tmp_path / "exported"
     exported.mkdir()
-    torch.save(data.images, exported / "images.pt")
-    torch.save(data.soft_labels, exported / "labels.pt")
+    for name in ("images.pt", "labels.pt", "lr.pt"):
+        shutil.copy(run / "distilled/last" / name, exported)
     elsewhere = [f"--model.experts.root={tmp_path}/none", callbacks(), "--model.network={class_path: MLP}"]
     printed = []
     for folder in (run / "distilled/last", exported):

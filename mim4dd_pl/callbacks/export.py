@@ -19,9 +19,13 @@ class Export(L.Callback):
     """Writes ``distilled/last`` at every validation during a fit, and ``distilled/best`` at the best so far.
 
     Best is by ``validation/accuracy``, see ``data.validate_on``. Each folder is whole at any time.
+
+    Args:
+        tensors: Add ``images.pt``, ``labels.pt`` and ``lr.pt``, which evaluators of other codebases read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tensors: bool = False) -> None:
+        self.tensors = tensors
         self.best_accuracy = float("-inf")
         self.best_step = 0
 
@@ -56,10 +60,10 @@ class Export(L.Callback):
             seed=module.stream.seed,
             versions=f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, lightning {L.__version__}",
         )
-        write_distilled(self.folder(trainer) / "last", distilled)
+        write_distilled(self.folder(trainer) / "last", distilled, self.tensors)
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_step = accuracy, trainer.global_step
-            write_distilled(self.folder(trainer) / "best", distilled)
+            write_distilled(self.folder(trainer) / "best", distilled, self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_accuracy": self.best_accuracy, "best_step": self.best_step}
