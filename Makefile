@@ -30,6 +30,7 @@ format: $(VENV)/.installed-test  ## Format the code
 bench: $(VENV)/.installed  ## Measure speed and memory on this machine: the short form, some minutes
 	for benchmark in step experts evaluation information scaling; do \
 		$(BIN)/python -m benchmarks.$$benchmark --short --rounds 3 || exit 1; done
+	$(BIN)/python -m benchmarks.loading --images 5000
 
 bench-gpu: $(VENV)/.installed  ## The same on a CUDA device
 	$(BIN)/python -m benchmarks.step --device cuda --cases 1x50 10x30 50x10

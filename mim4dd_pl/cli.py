@@ -172,7 +172,7 @@ class DistillationCLI(LightningCLI):
         # Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?
         self._check_callbacks()
         if isinstance(self.model, DistillationModule) and self.subcommand in ("fit", "check"):
-            self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
+            self._check_images_per_class()
         self.datamodule.setup(self.subcommand)
         if self.subcommand in ("fit", "check"):
             self.model.attach(self.datamodule)
@@ -190,6 +190,12 @@ class DistillationCLI(LightningCLI):
             raise UserError(f"trainer.callbacks must hold one Evaluation, got {kinds.count(Evaluation)}.")
         if ClosingTable in kinds and Export not in kinds:
             raise UserError("trainer.callbacks: ClosingTable needs Export.")
+
+    def _check_images_per_class(self) -> None:
+        """As many random real images are drawn to start from, and for the closing table."""
+        closing = any(isinstance(callback, ClosingTable) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self.model.init == "real" or closing:
+            self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         shown = self._get(self.config_init, "trainer").enable_progress_bar is not False

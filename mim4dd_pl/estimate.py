@@ -1,7 +1,8 @@
 """What a run will take, from a few measured steps of each of its parts: minutes, memory, disk.
 
 Every part is run for a second or two as the run itself would do it, compiled where the run would compile (which the run
-then finds in the compiler's cache), and multiplied. Nothing is written.
+then finds in the compiler's cache), and multiplied. Nothing is written but decoded
+images.
 """
 
 import copy
@@ -65,6 +66,8 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     heads = 0 if module.information is None else sum(part.numel() for part in module.information.parameters())
     # A checkpoint holds images and momentum, heads and Adam's two moments; best and last are artefacts with previews.
     disk += (2 * images + 12 * heads + 2 * 1.5 * images) / 2**30
+    if (whitening := data.train.normalization.whitening) is not None:
+        disk += 2 * 2 * whitening.matrix.nbytes / 2**30  # with its inverse, in both artefacts
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evaluation):
             stages["evaluation"], stages["closing table"] = _evaluation(trainer, module, data, callback)

@@ -1,6 +1,7 @@
 """Images are decoded once, are found again to the bit, and are decoded anew when anything has changed."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -8,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mim4dd_pl.data import Digits, ImageDataModule, ImageFolder, Source, Split
-from mim4dd_pl.data.cache import Cache
+from mim4dd_pl.data.cache import Cache, _mapped
 from mim4dd_pl.errors import DataError
 from tests.fakes import write_pictures
 
@@ -141,6 +143,19 @@ def test_processes_that_decode_at_once_do_not_hurt_each_other(folder: Path, tmp_
     assert [process.exitcode for process in processes] == [0] * 4
     (only,) = (tmp_path / "cache").iterdir()
     assert len(list(only.glob("*.npy"))) == 4
+
+
+def test_a_set_larger_than_memory_is_mapped(tmp_path: Path) -> None:
+    """One and a half times the machine's memory, in a sparse file that takes no space."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    shape = (int(1.5 * memory) // (3 * 1024**2), 3, 1024, 1024)
+    with (tmp_path / "train_images.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + math.prod(shape))
+    np.save(tmp_path / "train_labels.npy", np.zeros(shape[0], np.int64))
+    images = _mapped(tmp_path, "train", "").images
+    assert images.shape == shape
+    assert int(images[[0, -1], :, :5, :5].max()) == 0
 
 
 def test_digits_are_not_kept(tmp_path: Path) -> None:

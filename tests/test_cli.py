@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from mim4dd_pl import DistilledDataset
 from mim4dd_pl.cli import main
+from mim4dd_pl.data import Digits, ImageDataModule
 from tests.conftest import CONFIGS
 from tests.fakes import TORCHVISION, trust_fakes, write_pictures, write_torchvision
 
@@ -92,6 +95,25 @@ def test_every_overlay_runs_on_the_digits_and_changes_one_idea(overlay: Path, he
     assert main(["fit", "-c", str(DIGITS), *tiny(DIGITS), "-c", str(overlay)]) == 0
     settings = [line for line in overlay.read_text().splitlines() if line and not line.startswith("#")]
     assert len(settings) <= 15
+
+
+def test_whitening_and_protocol_travel_with_the_artefact(here: Path) -> None:
+    arguments = [*tiny(DIGITS), "-c", str(CONFIGS / "with/zca.yaml"), "-c", str(CONFIGS / "with/paper_protocol.yaml")]
+    assert main(["fit", "-c", str(DIGITS), *arguments]) == 0
+    distilled = DistilledDataset(here / "checkpoints/digits/version_0/distilled/best")
+    assert distilled.facts["data set"] == "digits, whitened"
+    assert distilled.facts["chosen on"] == "test images: optimistic"
+    data = ImageDataModule(Digits(), validate_on="test", zca=True)
+    data.setup()
+    expected = data.test.batch(torch.arange(5)).images
+    torch.testing.assert_close(distilled.normalize(data.test.images[:5].float() / 255), expected)
+
+
+def test_experts_of_plain_images_are_refused_for_whitened_ones(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experts = CONFIGS / "experts/digits.yaml"
+    assert main(["fit", "-c", str(experts), *tiny(experts)]) == 0
+    assert main(["fit", "-c", str(DIGITS), "-c", str(CONFIGS / "with/zca.yaml")]) == 4
+    assert "do not fit: their data set is digits, " in capsys.readouterr().err
 
 
 def test_information_is_turned_off_on_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

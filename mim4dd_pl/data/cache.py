@@ -8,6 +8,7 @@ lie the statistics and whitenings of splits, under the fingerprint of their trai
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -172,10 +173,12 @@ def _write(folder: Path, split: str, shape: ImageShape, labels: Tensor, chunks: 
 
 
 def _mapped(folder: Path, split: str, content: str) -> Decoded:
-    # Copy on write: torch takes writable arrays only, and nobody writes.
-    images = np.load(folder / f"{split}_images.npy", mmap_mode="c", allow_pickle=False)
+    images = np.load(folder / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
     labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
-    return Decoded(torch.from_numpy(images), torch.from_numpy(labels), str(content))
+    with warnings.catch_warnings():
+        # Nobody writes, and Linux refuses writable mappings that are larger than memory.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return Decoded(torch.from_numpy(images), torch.from_numpy(labels), str(content))
 
 
 def _read_normalization(path: Path, zca: bool) -> Normalization | None:

@@ -1,7 +1,8 @@
 """Where images come from: what a source promises, and the sets that other libraries read.
 
 A source knows shape and classes when it is built, labels when it is loaded, and decodes pixels in chunks when these are
-asked for, so that no set need fit in memory. It writes nothing; :mod:`mim4dd_pl.data.cache` keeps what it decodes.
+asked for, so that no set need fit in memory. It writes nothing but downloads; :mod:`mim4dd_pl.data.cache` keeps what
+it decodes.
 """
 
 from abc import ABC, abstractmethod
@@ -45,6 +46,9 @@ class Source(ABC):
 
     def files(self) -> Mapping[str, Path]:
         """What is decoded: paths by their names within the set. None for a set that costs nothing to decode.
+
+        Decoded images are found again by name, shape, classes and these files: what else decides them must be part of
+        the name.
 
         Raises:
             DataError: If they are missing.

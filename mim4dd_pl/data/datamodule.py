@@ -56,7 +56,7 @@ class ImageDataModule(L.LightningDataModule):
         split_seed: Decides the split.
         validate_on: ``held_out`` as above, or ``test``: train on all training images and choose by the test images, as
             the literature does; accuracies so chosen are optimistic.
-        zca: Whiten the images (ZCA), each split by the training images.
+        zca: Whiten the images (ZCA), all by the training images.
         cache: Folder where decoded images are kept; null decodes into memory every time.
 
     Attributes:

@@ -157,7 +157,8 @@ def _annotated(listed: Path, numbers: Mapping[str, int], subset: bool) -> _Sampl
             )
         if words[1] in numbers:
             samples.append((str(listed.parent / "images" / words[0]), numbers[words[1]]))
-    if absent := sorted(numbers.keys() - {list(numbers)[label] for _, label in samples}):
+    found = {label for _, label in samples}
+    if absent := [name for name, label in numbers.items() if label not in found]:
         raise DataError(f"{listed} lacks images of the classes {_some(absent)}.")
     return samples
 

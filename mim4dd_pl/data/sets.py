@@ -114,7 +114,8 @@ class ImageSet:
         labels = self.labels.cpu()
         check_per_class(labels, self.num_classes, count)
         order = torch.randperm(len(labels), generator=generator)
-        chosen = [order[labels[order] == label][:count] for label in range(self.num_classes)]
+        ordered = labels[order]
+        chosen = [order[ordered == label][:count] for label in range(self.num_classes)]
         return torch.cat(chosen).to(self.labels.device)
 
     def fingerprint(self) -> str:
