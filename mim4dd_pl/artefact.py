@@ -24,7 +24,7 @@ from mim4dd_pl.files import check_sha256, replacing, restore, sha256
 from mim4dd_pl.normalization import Normalization, Whitening
 
 SCHEMA = 1
-_WHITENING = {"mean", "matrix", "inverse"}
+_WHITENING = {"mean", "matrix"}
 _REMEDY = "Export it again, or use another copy."
 
 

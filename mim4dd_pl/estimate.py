@@ -67,7 +67,7 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     # A checkpoint holds images and momentum, heads and Adam's two moments; best and last are artefacts with previews.
     disk += (2 * images + 12 * heads + 2 * 1.5 * images) / 2**30
     if (whitening := data.train.normalization.whitening) is not None:
-        disk += 2 * 2 * whitening.matrix.nbytes / 2**30  # with its inverse, in both artefacts
+        disk += 2 * whitening.matrix.nbytes / 2**30  # in both artefacts
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evaluation):
             stages["evaluation"], stages["closing table"] = _evaluation(trainer, module, data, callback)

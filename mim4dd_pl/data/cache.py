@@ -200,7 +200,7 @@ def _write_normalization(path: Path, normalization: Normalization) -> None:
     stored, digest = path.with_suffix(".safetensors"), None
     if (whitening := normalization.whitening) is not None:
         with replacing(stored) as temporary:
-            save_file({name: part.contiguous() for name, part in vars(whitening).items()}, temporary)
+            save_file({"mean": whitening.mean, "matrix": whitening.matrix.contiguous()}, temporary)
         digest = sha256(stored)
     about = {"mean": normalization.mean.tolist(), "std": normalization.std.tolist(), "whitening": digest}
     write_text(path, json.dumps(about) + "\n")
