@@ -162,10 +162,6 @@ class DistillationCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-            if isinstance(self.model, DistillationModule):
-                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(callback, Evaluation):
-                        callback.attach(self.model)
         except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
             # Constructors refuse bad settings; anything that a run raises later keeps its traceback.
             raise UserError(reason_of(error)) from error

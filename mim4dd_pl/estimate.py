@@ -176,8 +176,6 @@ def _evaluation(
             closing += (5 if module.soft_labels is not None else 4) * (row + test)
             if callback.whole_set is not None:
                 closing += students(network, data.train.to(device), callback.whole_set, 1) + test
-            for other in evaluation.networks[1:]:
-                closing += 2 * (students(other, synthetic, training, 1) + classified(other, data.test))
     return during / 60, closing / 60
 
 

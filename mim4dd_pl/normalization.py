@@ -47,7 +47,8 @@ class Whitening:
     @cached_property
     def _inverse(self) -> Tensor:
         """W^-1, shape (D, D): not stored, which would double an artefact of 36 MiB (CIFAR)."""
-        return torch.linalg.inv(self.matrix.double()).to(self.matrix)
+        inverse: Tensor = torch.linalg.inv(self.matrix.double())
+        return inverse.to(self.matrix)
 
 
 @dataclass(frozen=True)

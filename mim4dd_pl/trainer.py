@@ -7,9 +7,11 @@ import lightning as L
 
 from mim4dd_pl.callbacks import ClosingTable, Evaluation
 from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.errors import UserError
 from mim4dd_pl.estimate import estimate, show
 from mim4dd_pl.foreign import read_set
 from mim4dd_pl.modules import DistillationModule, ExpertModule
+from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 
 
 class Trainer(L.Trainer):
@@ -35,7 +37,7 @@ class Trainer(L.Trainer):
             ckpt_path: ``last``, or a checkpoint of the recipe, whose images are evaluated.
             distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
         """
-        self._use(model, datamodule, distilled)
+        self._use(datamodule, distilled)
         return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     def test(  # type: ignore[override]
@@ -44,6 +46,7 @@ class Trainer(L.Trainer):
         datamodule: ImageDataModule,
         ckpt_path: str | None = None,
         distilled: str | None = None,
+        across: list[NetworkFactory] | None = None,
         results: str | None = None,
     ) -> Any:
         """Fresh students on a distilled set beside its controls, classifying the test images.
@@ -53,19 +56,26 @@ class Trainer(L.Trainer):
             datamodule: Of the recipe.
             ckpt_path: ``last``, or a checkpoint of the recipe, whose images are evaluated.
             distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
+            across: Other networks to train on the set as well.
             results: A folder for results.json and results.csv.
         """
-        self._use(model, datamodule, distilled)
+        evaluation = self._use(datamodule, distilled)
+        shape, classes = datamodule.image_shape, datamodule.num_classes
+        try:
+            evaluation.across = [FlatNetwork(factory, shape, classes) for factory in across or ()]
+        except ValueError as error:
+            raise UserError(f"across: {error}") from error
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ClosingTable):
                 callback.results = None if results is None else Path(results)
         return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
-    def _use(self, model: L.LightningModule, data: ImageDataModule, folder: str | None) -> None:
-        if folder is None:
-            return
-        evaluation = next(callback for callback in self.callbacks if isinstance(callback, Evaluation))  # type: ignore[attr-defined]
-        evaluation.distilled = read_set(
-            Path(folder), data.image_shape, data.source.classes, data.train.normalization, evaluation.training.lr
-        )
-        data.normalize_as(evaluation.distilled.normalization)
+    def _use(self, data: ImageDataModule, folder: str | None) -> Evaluation:
+        """The callback that evaluates, told what."""
+        evaluation: Evaluation = next(callback for callback in self.callbacks if isinstance(callback, Evaluation))  # type: ignore[attr-defined]
+        if folder is not None:
+            evaluation.distilled = read_set(
+                Path(folder), data.image_shape, data.source.classes, data.train.normalization, evaluation.training.lr
+            )
+            data.normalize_as(evaluation.distilled.normalization)
+        return evaluation

@@ -38,9 +38,9 @@ class ClosingTable(L.Callback):
     """Test accuracy of students trained on the distilled set, on random real images of the same number, on everything.
 
     The distilled sets are those of :class:`Export`, chosen on the validation images; students are trained as
-    :class:`Evaluation` trains them, on its other networks as well. Random real images have their own classes as labels,
-    and the soft labels of an expert where there is one. A fit prints the table with the run's minutes and paths, and
-    keeps it as ``results.json`` and ``results.csv``; ``test`` prints the same rows for what it evaluates.
+    :class:`Evaluation` trains them. Random real images have their own classes as labels, and the soft labels of an
+    expert where there is one. A fit prints the table with the run's minutes and paths, and keeps it as ``results.json``
+    and ``results.csv``; ``test`` prints the same rows for what it evaluates, on other networks as well.
 
     Args:
         whole_set: How students are trained on all training images; no such row by default.
@@ -142,7 +142,7 @@ class ClosingTable(L.Callback):
             rows.append(evaluation.score(module, RANDOM_SOFT, seen))
         if self.whole_set is not None:
             rows.append(evaluation.score(module, WHOLE, [train] * evaluation.num_students, self.whole_set))
-        for network in evaluation.networks[1:]:
+        for network in evaluation.across:
             rows.append(self._distilled(module, name, distilled, network))
             rows.append(evaluation.score(module, RANDOM, draws, network=network))
         return rows

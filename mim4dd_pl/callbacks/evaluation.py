@@ -14,7 +14,7 @@ from mim4dd_pl.data.sets import Batch, Indexable
 from mim4dd_pl.derivatives import Derivatives, derivatives, worth_compiling
 from mim4dd_pl.evaluation import Classifiers, train_students
 from mim4dd_pl.modules import DistillationModule
-from mim4dd_pl.networks import FlatNetwork, NetworkFactory
+from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.population import Training
 from mim4dd_pl.scores import Score
 
@@ -32,10 +32,10 @@ class Evaluation(L.Callback):
         lrs: Instead of ``training.lr``: ``learned`` is the learning rate that was learned with the images (controls,
             which have none, keep ``training.lr``); several are tried, and the best on the validation images counts,
             for the distilled set and for random real images alike.
-        across: Other networks that ``test`` and the closing table train as well.
 
     Attributes:
         distilled: Evaluated in place of the module's images, if set.
+        across: Other networks that a test trains as well.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class Evaluation(L.Callback):
         training: Training,
         num_students: int = 5,
         lrs: list[float] | Literal["learned"] | None = None,
-        across: list[NetworkFactory] | None = None,
     ) -> None:
         if num_students < 2:
             raise ValueError(f"Evaluation.num_students must be at least 2 (for a std), got {num_students}.")
@@ -52,22 +51,10 @@ class Evaluation(L.Callback):
         self.training = training
         self.num_students = num_students
         self.lrs = lrs
-        self.across = [] if across is None else across
         self.distilled: Distilled | None = None
-        self._networks: list[FlatNetwork] = []
+        self.across: Sequence[FlatNetwork] = ()
         self._compiles: dict[str, bool] = {}
         self._derivatives: dict[str, Derivatives] = {}
-
-    def attach(self, module: DistillationModule) -> None:
-        """Build the networks; raises ValueError if the images do not suit one of them."""
-        network = module.network
-        others = [FlatNetwork(factory, network.image_shape, network.num_classes) for factory in self.across]
-        self._networks = [network, *others]
-
-    @property
-    def networks(self) -> Sequence[FlatNetwork]:
-        """The module's network, then the others."""
-        return self._networks
 
     def candidates(self, training: Training, learned_lr: float | None = None) -> list[float]:
         """The learning rates that students of ``training`` are tried with."""
