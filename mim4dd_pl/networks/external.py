@@ -58,7 +58,7 @@ class External(Network):
         build = _importable(model)
         try:
             self.model = build(num_classes=num_classes, **settings)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # another library's: it may raise anything
             raise ValueError(f"model.network.model {model} cannot be built with {settings}: {error}") from error
         names = [name for name, _ in self.model.named_modules() if name]
         if not layers or not set(layers) <= set(names):
@@ -104,7 +104,7 @@ class External(Network):
         images = torch.zeros(2, *image_shape)
         try:
             logits = self(images)
-        except (RuntimeError, ValueError, AssertionError) as error:
+        except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(f"model.network.model does not take images of {image_shape}: {reason}") from error
         if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
