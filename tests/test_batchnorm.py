@@ -1,5 +1,6 @@
 """Batch norm: the minibatch's statistics in training, measured ones when classifying."""
 
+import logging
 from functools import partial
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from mim4dd_pl.population import Training, train
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
 from tests.conftest import randn, to_module
+from tests.test_networks import arguments, assert_close, autograds
 
 CPU = torch.device("cpu")
 
@@ -172,3 +174,12 @@ def test_calibration_reads_up_to_eight_whole_minibatches_without_replacement(
     calibrated(normed, theta, Spied(images.images, images.labels), size)
     assert [len(indices) for indices in seen] == sizes
     assert len(torch.cat(seen).unique()) == sum(sizes)
+
+
+def test_it_compiles(stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
+    network = FlatNetwork(partial(ConvNet, depth=1, width=4, norm="batch"), (1, 4, 4), 3)
+    inputs = arguments(network, stream)
+    with caplog.at_level(logging.WARNING, "mim4dd_pl"):
+        sweep = CompiledDerivatives(network, 6, CPU).sweep(*inputs)
+    assert not [record for record in caplog.records if record.name.startswith("mim4dd_pl")]
+    assert_close(sweep[1:], autograds(network, *inputs))

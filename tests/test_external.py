@@ -96,7 +96,7 @@ def test_what_is_compiled_is_the_same_sweep(
     small: FlatNetwork, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    inputs = arguments(small, stream, students=2)
+    inputs = arguments(small, stream)
     assert_close(CompiledDerivatives(small, 6, CPU).sweep(*inputs)[1:], autograds(small, *inputs))
 
 

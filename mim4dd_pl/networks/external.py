@@ -64,7 +64,7 @@ class External(Network):
         if not layers or not set(layers) <= set(names):
             raise ValueError(
                 f"model.network.layers must name submodules of {model}, got {list(layers)}: choose among "
-                f"{', '.join(names)}."
+                f"{', '.join(name for name in names if name.count('.') < 2)} and their parts."
             )
         _make_pure(self.model)
         if buffers := [name for name, _ in self.model.named_buffers()]:
