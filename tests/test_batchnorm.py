@@ -90,10 +90,10 @@ def test_without_batch_norm_nothing_is_measured(network: FlatNetwork) -> None:
     assert network.calibrate(network.initial(Stream(0)), unread()) == {}
 
 
-def test_a_minibatch_of_one_pixel_becomes_the_shift() -> None:
-    norm = BatchNorm(2)
-    norm.bias.data = torch.tensor([1.0, 2.0])
-    torch.testing.assert_close(norm(torch.randn(1, 2, 1, 1)).flatten(), norm.bias.data)
+def test_a_minibatch_of_one_pixel_becomes_the_shift(stream: Stream) -> None:
+    norm = BatchNorm(2).double()
+    norm.bias.data = torch.tensor([1.0, 2.0]).double()
+    torch.testing.assert_close(norm(randn(stream, 1, 2, 1, 1)).flatten(), norm.bias.data)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(), Momentum(0.9), Adam(eps=1e-3)], ids=lambda rule: type(rule).__name__)
