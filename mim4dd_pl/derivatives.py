@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mim4dd_pl.functional import cross_entropy
 from mim4dd_pl.networks import FlatNetwork
-from mim4dd_pl.networks.lowering import lower
+from mim4dd_pl.networks.lowering import NormsAsFormulas, lower
 from mim4dd_pl.randomness import Stream
 
 _log = logging.getLogger(__name__)
@@ -143,7 +143,8 @@ class CompiledDerivatives(Derivatives):
         )
 
         def losses(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-            return _losses(lowered, theta, images, labels)
+            with NormsAsFormulas():
+                return _losses(lowered, theta, images, labels)
 
         def gradient(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
             g: Tensor = grad(lambda theta: losses(theta, images, labels).sum())(theta)

@@ -116,6 +116,18 @@ def test_experts_of_plain_images_are_refused_for_whitened_ones(here: Path, capsy
     assert "do not fit: their data set is digits, " in capsys.readouterr().err
 
 
+def test_the_cross_architecture_overlay_names_networks_that_exist(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that needs larger images than the digits refuses them; all before a student is trained."""
+    overlay = CONFIGS / "test/across.yaml"
+    networks = yaml.safe_load(overlay.read_text())["across"]
+    assert len(networks) == 5
+    (here / "images.pt").touch()
+    assert main(["test", "-c", str(DIGITS), "-c", str(overlay), "--distilled=."]) == 4
+    assert "images.pt is no readable file of tensors" in capsys.readouterr().err
+
+
 def test_information_is_turned_off_on_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-c", str(DIGITS), "-c", str(CONFIGS / "with/mutual_information.yaml"), "--model.information=null"]
     with pytest.raises(SystemExit) as exit_:

@@ -4,12 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jvp
 from torch.nn.functional import conv2d
 
-from mim4dd_pl.networks import ConvNet
-from mim4dd_pl.networks.lowering import lower
+from mim4dd_pl.networks import BatchNorm, ConvNet
+from mim4dd_pl.networks.lowering import NormsAsFormulas, lower
 from mim4dd_pl.networks.winograd import saves, winograd_conv
 from mim4dd_pl.randomness import Stream
 from tests.conftest import randn
@@ -46,7 +47,7 @@ def test_tiles_are_used_where_they_waste_little() -> None:
     assert [side for side in range(1, 17) if not saves(side, side)] == [1, 2, 5]
 
 
-@pytest.mark.parametrize("norm", ["instance", "group", "layer", "none"])
+@pytest.mark.parametrize("norm", ["instance", "group", "batch", "layer", "none"])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 28, 28)])
 def test_a_lowered_network_is_the_same_function_of_the_same_parameters(
     norm: str, shape: tuple[int, int, int], stream: Stream
@@ -56,16 +57,49 @@ def test_a_lowered_network_is_the_same_function_of_the_same_parameters(
     images, names = randn(stream, 3, *shape), [name for name, _ in network.named_parameters()]
     expected = network(images)
     lowered = lower(network, torch.device("cpu"))
-    torch.testing.assert_close(lowered(images), expected, rtol=1e-10, atol=1e-10)
+    with NormsAsFormulas():
+        torch.testing.assert_close(lowered(images), expected, rtol=1e-10, atol=1e-10)
     assert [name for name, _ in lowered.named_parameters()] == names
-    assert not any(isinstance(module, nn.Conv2d | nn.GroupNorm) for module in lowered.modules())
+    assert not any(isinstance(module, nn.Conv2d) for module in lowered.modules())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.GroupNorm(2, 4),
+        nn.LayerNorm([3, 2]),
+        nn.LayerNorm(2, elementwise_affine=False),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm2d(4).eval(),
+        nn.InstanceNorm2d(4, affine=True),
+        BatchNorm(4),
+    ],
+    ids=str,
+)
+def test_a_norm_as_formula_is_the_norm_and_has_its_second_derivative_in_forward_mode(
+    norm: nn.Module, stream: Stream
+) -> None:
+    norm.double().requires_grad_(False)
+    images, along, weight = randn(stream, 3, 3, 4, 3, 2)
+
+    def loss(images: Tensor) -> Tensor:
+        value: Tensor = (weight * norm(images).square()).sum()
+        return value
+
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    (expected,) = torch.autograd.grad((gradient * along).sum(), leaf)
+    plain = norm(images)
+    with NormsAsFormulas():
+        torch.testing.assert_close(norm(images), plain)
+        torch.testing.assert_close(grad(lambda images: jvp(loss, (images,), (along,))[1])(images), expected)
 
 
 def test_other_convolutions_and_other_devices_keep_theirs() -> None:
     class Dilated(ConvNet):
         def __init__(self) -> None:
             super().__init__((3, 8, 8), 2, depth=1, width=16)
-            self.blocks = nn.ModuleList([nn.Conv2d(3, 16, 3, padding=1, dilation=2), nn.GroupNorm(2, 16)])
+            self.blocks = nn.ModuleList([nn.Conv2d(3, 16, 3, padding=1, dilation=2)])
 
     class Standardised(nn.Conv2d):
         """With a forward of its own; what it inherits says nothing of it."""
@@ -80,4 +114,3 @@ def test_other_convolutions_and_other_devices_keep_theirs() -> None:
         kept = [lower(Dilated(), torch.device("cpu")), lower(ConvNet((3, 8, 8), 2, 1, 16), torch.device("cuda"))]
     for network in kept:
         assert any(isinstance(module, nn.Conv2d) for module in network.modules())
-        assert not any(isinstance(module, nn.GroupNorm) for module in network.modules())

@@ -4,6 +4,7 @@ from mim4dd_pl.networks.alexnet import AlexNet
 from mim4dd_pl.networks.base import Network, NetworkFactory
 from mim4dd_pl.networks.batchnorm import BatchNorm, Statistics
 from mim4dd_pl.networks.convnet import ConvNet
+from mim4dd_pl.networks.external import External
 from mim4dd_pl.networks.flat import FlatNetwork
 from mim4dd_pl.networks.lenet import LeNet
 from mim4dd_pl.networks.mlp import MLP
@@ -17,6 +18,7 @@ __all__ = [
     "AlexNet",
     "BatchNorm",
     "ConvNet",
+    "External",
     "FlatNetwork",
     "LeNet",
     "Network",

@@ -13,8 +13,8 @@ _STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 class VGG11(Network):
     """Five stages of one or two 3x3 convolutions with norm and ReLU, each ending in max-pooling; one linear layer.
 
-    At 32x32 the last map is 1x1; larger ones are averaged over the map. Small images are pooled less often, because
-    instance norm needs maps of at least 2x2.
+    At 32x32 the last map is 1x1; larger ones are averaged over the map. Smaller images pass the first stages without
+    pooling, so that the last maps are those of 32x32: an instance norm of 1x1 is zero, and of many 2x2 hard to train.
 
     Source: Simonyan & Zisserman 2015 (arXiv:1409.1556), column A, with a norm.
 
@@ -36,7 +36,8 @@ class VGG11(Network):
         check_width(norm, width)
         self._settings = f"width={width}, norm={norm}"
         channels, more = image_shape[0], more_padding(image_shape)
-        side = min(image_shape[1:]) + 2 * more
+        # Halvings that the image allows; the last stages have them.
+        poolings = (min(image_shape[1:]) + 2 * more).bit_length() - 1
         stages: list[nn.Module] = []
         for number, factors in enumerate(_STAGES):
             layers: list[nn.Module] = []
@@ -44,9 +45,8 @@ class VGG11(Network):
                 layers.append(nn.Conv2d(channels, factor * width, 3, padding=1 if stages or layers else 1 + more))
                 layers += [norm_layer(norm, factor * width), nn.ReLU()]
                 channels = factor * width
-            if side >= (2 if number == len(_STAGES) - 1 else 4):
+            if number >= len(_STAGES) - poolings:
                 layers.append(nn.MaxPool2d(2))
-                side //= 2
             stages.append(nn.Sequential(*layers))
         self.blocks = nn.ModuleList(stages)
         self.classifier = nn.Linear(channels, num_classes)

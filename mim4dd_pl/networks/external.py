@@ -1,0 +1,166 @@
+"""Networks of other libraries, such as torchvision and timm, as students and experts.
+
+Their parameters keep names, order and initialisation. What would make a step depend on anything but parameters and
+minibatch is taken out: running statistics, dropout, stochastic depth. Attention is computed by its formula, because the
+fused kernels are not twice differentiable. Nothing pretrained, and nothing is downloaded.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mim4dd_pl.networks.base import Network
+from mim4dd_pl.networks.batchnorm import BatchNorm, batch_norms
+from mim4dd_pl.shapes import ImageShape
+
+
+class External(Network):
+    """A network that another library builds.
+
+    Grey images are repeated to three channels. In images below about 32x32 the strides of a network made for 224x224
+    leave little: see what ``layers`` are worth.
+
+    Args:
+        image_shape: (channels, height, width) of one image.
+        num_classes: Number of logits C.
+        model: Path of an importable callable that returns a module of logits, e.g. ``torchvision.models.resnet18``; it
+            is called with ``num_classes`` and ``settings``.
+        layers: Names of the submodules whose outputs are the feature maps, shallow to deep, e.g. ``[layer1, layer2]``.
+            Maps (B, c, h, w) are shown as they are, tokens (B, n, d) as (B, d, n, 1), vectors (B, d) as (B, d, 1, 1).
+        settings: Further arguments of ``model``.
+
+    Raises:
+        ValueError: If ``model`` cannot be imported or built, does not classify such images, or has other buffers than
+            those of batch norm; or if ``layers`` names what is not there, is not used or shows no such map.
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        num_classes: int,
+        model: str,
+        layers: Sequence[str],
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        settings = dict(settings or {})
+        self._settings = f"model={model}, layers={list(layers)}, settings={settings}"
+        self._layers = tuple(layers)
+        self._repeats = 3 if image_shape[0] == 1 else 1
+        if fetched := {"weights", "pretrained"} & {name for name, value in settings.items() if value}:
+            raise ValueError(
+                f"model.network.settings must not ask for pretrained weights, got {min(fetched)}: leave it out."
+            )
+        build = _importable(model)
+        try:
+            self.model = build(num_classes=num_classes, **settings)
+        except Exception as error:  # another library's: it may raise anything
+            raise ValueError(f"model.network.model {model} cannot be built with {settings}: {error}") from error
+        names = [name for name, _ in self.model.named_modules() if name]
+        if not layers or not set(layers) <= set(names):
+            raise ValueError(
+                f"model.network.layers must name submodules of {model}, got {list(layers)}: choose among "
+                f"{', '.join(name for name in names if name.count('.') < 2)} and their parts."
+            )
+        _make_pure(self.model)
+        if buffers := [name for name, _ in self.model.named_buffers()]:
+            raise ValueError(
+                f"model.network.model {model} has the buffer {buffers[0]}: expected parameters and batch norms only; "
+                "take another model."
+            )
+        self._try(image_shape, num_classes)
+
+    def extra_repr(self) -> str:
+        return self._settings
+
+    def layers(self, images: Tensor) -> tuple[Tensor, ...]:
+        shown: dict[str, Tensor] = {}
+
+        def hook_for(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                shown[name] = output
+
+            return keep
+
+        handles = [self.model.get_submodule(name).register_forward_hook(hook_for(name)) for name in self._layers]
+        try:
+            self(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return tuple(_as_map(shown.get(name), name) for name in self._layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            logits: Tensor = self.model(images.repeat(1, self._repeats, 1, 1))
+        return logits
+
+    @torch.no_grad()
+    def _try(self, image_shape: ImageShape, num_classes: int) -> None:
+        images = torch.zeros(2, *image_shape)
+        try:
+            logits = self(images)
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"model.network.model does not take images of {image_shape}: {reason}") from error
+        if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"model.network.model must return logits of shape (B, {num_classes}), got {shape} for B = 2."
+            )
+        self.layers(images)
+
+
+def _importable(path: str) -> Callable[..., nn.Module]:
+    module, _, name = path.rpartition(".")
+    try:
+        found: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"model.network.model must be the path of an importable callable such as torchvision.models.resnet18, got "
+            f"{path}: {error}."
+        ) from error
+    return found
+
+
+def _make_pure(model: nn.Module) -> None:
+    """Take out what draws random numbers, remembers batches or overwrites feature maps."""
+    model.eval()  # no dropout, no stochastic depth
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(parent, name, _without_memory(child))
+    for norm in batch_norms(model).values():  # those derived from torch's take the minibatch's without their own
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+        if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+            module.train()  # torch's shortcut for evaluation has no derivatives
+            for part in module.modules():
+                if isinstance(part, nn.Dropout):
+                    part.p = 0.0
+                elif isinstance(part, nn.MultiheadAttention):
+                    part.dropout = 0.0
+
+
+def _without_memory(norm: nn.BatchNorm2d) -> BatchNorm:
+    ours = BatchNorm(norm.num_features, norm.eps, norm.affine)
+    ours.weight, ours.bias = norm.weight, norm.bias
+    return ours
+
+
+def _as_map(output: Tensor | None, name: str) -> Tensor:
+    """An output as (B, c, h, w)."""
+    if isinstance(output, Tensor) and output.ndim == 4:
+        return output
+    if isinstance(output, Tensor) and output.ndim == 3:
+        return output.transpose(1, 2)[..., None]
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return output[..., None, None]
+    got = "nothing: it is not used" if output is None else getattr(output, "shape", type(output).__name__)
+    raise ValueError(f"model.network.layers must name submodules that show one map, {name} shows {got}.")
