@@ -229,8 +229,10 @@ class Work(NamedTuple):
         A gradient is three forward passes and a sweep eight, at 100 GFLOP/s, over a floor of 1 and 3 ms a call.
         """
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(network.initial(Stream(0)), torch.zeros(1, *network.image_shape))
-        forward = self.batch_size * float(counter.get_total_flops()) / 1e11
+            network(
+                network.initial(Stream(0)), torch.zeros(2, *network.image_shape)
+            )  # two: a batch norm may refuse one
+        forward = self.batch_size / 2 * float(counter.get_total_flops()) / 1e11
         return self.gradients * (1e-3 + 3 * forward) + self.sweeps * (3e-3 + 8 * forward)
 
 

@@ -49,9 +49,9 @@ def test_layers_are_one_map_per_block(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_only_batch_norm_mixes_the_images_of_a_batch(name: str) -> None:
+def test_only_batch_norm_mixes_the_images_of_a_batch(name: str, stream: Stream) -> None:
     network = FlatNetwork(FAMILIES[name][0], (2, 16, 16), 3)
-    images, theta = torch.randn(4, 2, 16, 16), network.initial(Stream(0))
+    theta, images = network.initial(stream), randn(stream, 4, 2, 16, 16, dtype=torch.float32)
     alone = torch.cat([network(theta, image[None]) for image in images])
     assert torch.allclose(network(theta, images), alone, atol=1e-4) == ("batch" not in name)
     assert network.mixes_images == ("batch" in name)

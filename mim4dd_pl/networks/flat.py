@@ -121,5 +121,5 @@ class FlatNetwork:
     def layer_shapes(self) -> list[ImageShape]:
         """(channels, height, width) of each feature map of one image."""
         with torch.no_grad():
-            maps = self._network.layers(torch.zeros(1, *self.image_shape))
+            maps = self._network.layers(torch.zeros(2, *self.image_shape))  # two: a batch norm may refuse one
         return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
