@@ -89,7 +89,7 @@ def test_logits_are_those_of_the_library_on_grey_images_as_three_channels(stream
 
 def test_a_sweep_is_autograds(small: FlatNetwork, stream: Stream) -> None:
     inputs = arguments(small, stream)
-    assert_close(Derivatives(small).sweep(*inputs)[1:], autograds(small, *inputs))
+    assert_close(Derivatives(small).sweep(*inputs)[1:3], autograds(small, *inputs))
 
 
 def test_what_is_compiled_is_the_same_sweep(
@@ -97,7 +97,7 @@ def test_what_is_compiled_is_the_same_sweep(
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     inputs = arguments(small, stream)
-    assert_close(CompiledDerivatives(small, 6, CPU).sweep(*inputs)[1:], autograds(small, *inputs))
+    assert_close(CompiledDerivatives(small, 6, CPU).sweep(*inputs)[1:3], autograds(small, *inputs))
 
 
 def test_dropout_and_stochastic_depth_are_off(small: FlatNetwork, stream: Stream) -> None:
@@ -170,4 +170,4 @@ def test_a_timm_network_is_a_student(stream: Stream) -> None:
     network = FlatNetwork(factory, (3, 16, 16), 3)
     assert network.layer_shapes() == [(8, 17, 1)]
     inputs = arguments(network, stream)
-    assert_close(Derivatives(network).sweep(*inputs)[1:], autograds(network, *inputs))
+    assert_close(Derivatives(network).sweep(*inputs)[1:3], autograds(network, *inputs))

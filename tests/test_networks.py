@@ -82,7 +82,7 @@ def assert_close(ours: Any, oracle: Any) -> None:
 @pytest.mark.parametrize("students", [1, 2])
 def test_a_sweep_is_autograds(family: FlatNetwork, students: int, stream: Stream) -> None:
     inputs = arguments(family, stream, students)
-    assert_close(Derivatives(family).sweep(*inputs)[1:], autograds(family, *inputs))
+    assert_close(Derivatives(family).sweep(*inputs)[1:3], autograds(family, *inputs))
 
 
 @pytest.mark.parametrize("students", [1, 2])
@@ -92,7 +92,7 @@ def test_what_is_compiled_is_the_same_sweep(
     """What the compiler is given, run as it is."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     inputs = arguments(family, stream, students)
-    assert_close(CompiledDerivatives(family, 6, CPU).sweep(*inputs)[1:], autograds(family, *inputs))
+    assert_close(CompiledDerivatives(family, 6, CPU).sweep(*inputs)[1:3], autograds(family, *inputs))
 
 
 def test_a_small_step_along_the_gradient_lowers_the_loss(family: FlatNetwork, stream: Stream) -> None:
