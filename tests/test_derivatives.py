@@ -12,7 +12,7 @@ from torch import Tensor
 from mim4dd_pl import derivatives as module
 from mim4dd_pl.augment import DSA
 from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives, Work, chunk_size, derivatives, worth_compiling
-from mim4dd_pl.networks import ConvNet, FlatNetwork
+from mim4dd_pl.networks import ConvNet, FlatNetwork, ResNet18
 from mim4dd_pl.optimizers import SGD, Adam, Momentum
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, InnerLoop
@@ -241,6 +241,13 @@ def test_auto_compiles_long_work_only(wide: FlatNetwork) -> None:
     short, long = Work(BATCH, 1_000, 1_000), Work(BATCH, 100_000, 100_000)
     assert [worth_compiling(wide, "auto", work) for work in (short, long)] == [False, True]
     assert worth_compiling(wide, True, short)
+    # Compiling takes its time for each layer: what pays for a shallow network does not for a deep one.
+    deep = FlatNetwork(partial(ResNet18, width=4), (3, 8, 8), 4)
+    seconds = 30 * wide.num_layers  # of plain work
+    shallow, same = (Work(BATCH, round(seconds / Work(BATCH, 1).seconds(network))) for network in (wide, deep))
+    assert [wide.num_layers, deep.num_layers] == [5, 41]
+    assert worth_compiling(wide, "auto", shallow)
+    assert not worth_compiling(deep, "auto", same)
     assert not worth_compiling(wide, False, long)
     assert type(derivatives(wide, True, BATCH, CPU)) is CompiledDerivatives
     assert type(derivatives(wide, False, BATCH, CPU)) is Derivatives

@@ -40,6 +40,7 @@ class FlatNetwork:
 
     Attributes:
         num_parameters: P.
+        num_layers: Modules that hold parameters of their own.
         mixes_images: Whether an image's logits depend on the others of its batch: with batch norm they do, else it is
             measured.
     """
@@ -54,6 +55,7 @@ class FlatNetwork:
         self._shapes = {name: p.shape for name, p in self._network.named_parameters()}
         self._sizes = [math.prod(shape) for shape in self._shapes.values()]
         self.num_parameters = sum(self._sizes)
+        self.num_layers = len({name.rpartition(".")[0] for name in self._shapes})
         self.mixes_images = self._measure_mixing()
 
     @property
