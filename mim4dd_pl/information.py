@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mim4dd_pl.functional import infonce_bound, infonce_loss, layer_weights, nce_bound, nce_loss, same_class
+from mim4dd_pl.functional import balance, infonce_bound, infonce_loss, layer_weights, nce_bound, nce_loss, same_class
 from mim4dd_pl.heads import LinearHead
 from mim4dd_pl.shapes import ImageShape
 
@@ -172,6 +172,15 @@ class InformationTerm(nn.Module):
         self.lr = lr
         self.layer_weights: Tensor
         self.register_buffer("layer_weights", layer_weights(len(layer_shapes), layer_decay), persistent=False)
+
+    def factor(self, host: Tensor, term: Tensor) -> Tensor:
+        """What the term's gradient is multiplied with, shape (): lambda, or what makes it that share of the host's.
+
+        Args:
+            host: The host's gradient on the pixels.
+            term: The term's, of the same shape.
+        """
+        return host.new_tensor(self.weight) if self.balance == "literal" else balance(host, term, self.weight)
 
     def features_of(self, student: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters, each (P,), through which synthetic and real images are seen.

@@ -91,14 +91,15 @@ class SyntheticImages(nn.Module):
     def start_labels_from(self, logits: Tensor) -> None:
         """Soft labels as a network sees the images, shape (C * ipc, C), none of them for a wrong class.
 
-        Where the network is wrong, the logit of the true class is raised to its largest one.
+        Where the network is wrong, the logit of the true class and the largest one change places.
 
         Source: Guo et al. 2024 (arXiv:2310.05773), who leave out the images that the network gets wrong.
         """
         if self.label_logits is None:
             raise RuntimeError("There are no soft labels to start.")
-        true = self.labels[:, None]
-        self.label_logits.data.copy_(logits.scatter(1, true, logits.amax(1, keepdim=True)))
+        true, taken = self.labels[:, None], logits.argmax(1, keepdim=True)
+        moved = logits.scatter(1, taken, logits.gather(1, true))
+        self.label_logits.data.copy_(moved.scatter(1, true, logits.gather(1, taken)))
 
     @torch.no_grad()
     def project(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mim4dd_pl.data import Batch, ImageDataModule, ImageSet
 from mim4dd_pl.derivatives import Compile, Derivatives, derivatives, worth_compiling
 from mim4dd_pl.errors import DivergenceError
-from mim4dd_pl.functional import balance, clip_norm
+from mim4dd_pl.functional import clip_norm
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.modules.gradients import Gradients, learned, log_values, segment_gradients
@@ -220,7 +220,9 @@ class DistillationModule(L.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> None:
         step = self.global_step
         mean = self.mean_gradients(step)
-        factor = self._information_factor(mean)
+        factor = mean.host_loss.new_zeros(())
+        if self.information is not None:
+            factor = self.information.factor(mean.host_images, mean.information_images)
         gradient = mean.host_images + factor * mean.information_images
         length = gradient.norm()
         lr_gradient = mean.host_lr + factor * mean.information_lr
@@ -268,13 +270,6 @@ class DistillationModule(L.LightningModule):
             self.segment_target[index].copy_(segment.target)
         rows = slice(indices[0], indices[-1] + 1)
         return Segment(self.segment_start[rows], self.segment_target[rows])
-
-    def _information_factor(self, mean: Gradients) -> Tensor:
-        if self.information is None:
-            return mean.host_loss.new_zeros(())
-        if self.information.balance == "literal":
-            return mean.host_loss.new_tensor(self.information.weight)
-        return balance(mean.host_images, mean.information_images, self.information.weight)
 
     def _step_optimizers(self, information_gradient: Tensor) -> None:
         own = learned(self.information)
