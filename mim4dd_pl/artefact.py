@@ -1,12 +1,13 @@
 """The distilled set on disk: everything another program needs to train on it correctly.
 
 A folder with ``distilled.safetensors`` (float32 images as trained, labels, student learning rate, normalisation, with
-its whitening if there is one), ``preview/<class>/NNN.png`` and ``sheet.png`` (8-bit, to look at), ``README.md`` (a data
-set card) and ``manifest.json`` (SHA-256 of every file). It is written as a whole or not at all.
+its whitening if there is one), ``preview/<class>/NNN.png`` and ``sheet.png`` (8-bit, to look at; ten of each class at
+most), ``README.md`` (a data set card) and ``manifest.json`` (SHA-256 of every file). It is written as a whole or not at
+all.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torchvision.utils import make_grid
 
 from mim4dd_pl.data.sets import InMemory
 from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import check_sha256, replacing, restore, sha256
+from mim4dd_pl.files import check_sha256, readable, replacing, sha256
 from mim4dd_pl.normalization import Normalization, Whitening
 
 SCHEMA = 1
@@ -50,9 +51,16 @@ class Distilled:
     classes: tuple[str, ...]
     facts: Mapping[str, str]
 
-    def pixels(self) -> Tensor:
-        """The images as they look: normalisation undone, clamped to [0, 1], shape (S, c, h, w)."""
-        return self.normalization.inverse(self.images.detach().cpu()).clamp(0, 1)
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        """The images at ``rows`` as they look: normalisation undone, clamped to [0, 1], shape (len(rows), c, h, w)."""
+        return self.normalization.inverse(self.images[list(rows)].detach().cpu()).clamp(0, 1)
+
+    def shown(self, per_class: int = 10) -> dict[int, list[int]]:
+        """Rows of the first ``per_class`` images of each class, by label."""
+        rows: dict[int, list[int]] = {}
+        for row, label in enumerate(self.labels.tolist()):
+            rows.setdefault(label, []).append(row)
+        return {label: rows[label][:per_class] for label in sorted(rows)}
 
     def training_set(self, device: torch.device) -> InMemory:
         """What a student is trained on: the images with their classes, or with their soft labels."""
@@ -76,7 +84,18 @@ class Distilled:
         return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
 
 
-def sheet(pixels: Tensor, per_row: int, side: int = 64) -> Tensor:
+def sheet(distilled: Distilled) -> Tensor:
+    """The first ten images of the first hundred classes: a class a row, or ten classes a row with one image of each.
+
+    Returns:
+        Shape (3, H, W) in [0, 1].
+    """
+    rows = list(distilled.shown().values())[:100]
+    per_row = max(map(len, rows))
+    return grid(distilled.pixels([row for each in rows for row in each]), per_row if per_row > 1 else 10)
+
+
+def grid(pixels: Tensor, per_row: int, side: int = 64) -> Tensor:
     """A grid of images, small ones enlarged without smoothing.
 
     Args:
@@ -89,8 +108,8 @@ def sheet(pixels: Tensor, per_row: int, side: int = 64) -> Tensor:
     """
     factor = max(1, side // pixels.shape[-1])
     large = pixels.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    grid: Tensor = make_grid(large, nrow=per_row, padding=4, pad_value=1.0)
-    return grid
+    image: Tensor = make_grid(large, nrow=per_row, padding=4, pad_value=1.0)
+    return image
 
 
 def write_distilled(folder: Path, distilled: Distilled, tensors: bool = False) -> None:
@@ -105,8 +124,6 @@ def write_distilled(folder: Path, distilled: Distilled, tensors: bool = False) -
     Raises:
         StoredFileError: If it cannot be written; what was there before is unchanged.
     """
-    per_class = len(distilled.labels) // len(distilled.classes)
-    pixels = distilled.pixels()
     with replacing(folder) as temporary:
         temporary.mkdir()
         # One key: safetensors writes several in random order, and the same set must have the same hash.
@@ -116,14 +133,14 @@ def write_distilled(folder: Path, distilled: Distilled, tensors: bool = False) -
             given = distilled.training_set(torch.device("cpu"))
             for name, tensor in (("images", given.images), ("labels", given.labels), ("lr", distilled.student_lr)):
                 torch.save(tensor.clone(), temporary / f"{name}.pt")
-        for row, label in enumerate(distilled.labels.tolist()):
+        for label, rows in distilled.shown().items():
             # Labels name the folders: class names may hold anything.
-            path = temporary / "preview" / f"{label:03d}" / f"{row % per_class:03d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            to_pil_image(pixels[row]).save(path)
-        # Ten images a row; with more per class, one class a row.
-        to_pil_image(sheet(pixels, per_row=per_class if per_class > 1 else 10)).save(temporary / "sheet.png")
-        (temporary / "README.md").write_text(_card(distilled, per_class), encoding="utf-8")
+            previews = temporary / "preview" / f"{label:03d}"
+            previews.mkdir(parents=True)
+            for number, pixels in enumerate(distilled.pixels(rows)):
+                to_pil_image(pixels).save(previews / f"{number:03d}.png")
+        to_pil_image(sheet(distilled)).save(temporary / "sheet.png")
+        (temporary / "README.md").write_text(_card(distilled), encoding="utf-8")
         hashes = {
             path.relative_to(temporary).as_posix(): sha256(path)
             for path in sorted(temporary.rglob("*"))
@@ -139,9 +156,9 @@ def read_distilled(folder: Path) -> Distilled:
     Raises:
         StoredFileError: If it is missing, damaged or of another schema.
     """
+    folder = readable(folder)
     path = folder / "distilled.safetensors"
     try:
-        restore(folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         schema, expected = manifest["schema"], str(manifest["sha256"][path.name])
     except (FileNotFoundError, NotADirectoryError):
@@ -214,11 +231,12 @@ class DistilledDataset(Dataset[tuple[Tensor, int | Tensor]]):
         return self._distilled.normalization.to(pixels)(pixels)
 
 
-def _card(distilled: Distilled, per_class: int) -> str:
+def _card(distilled: Distilled) -> str:
+    per_class = len(distilled.labels) / len(distilled.classes)
     facts = "\n".join(f"| {name} | {value} |" for name, value in distilled.facts.items())
     label = "class index" if distilled.label_logits is None else "distribution over the classes"
     shape = "x".join(str(side) for side in distilled.images.shape[1:])
-    return f"""# Distilled {distilled.facts.get("data set", "images")}: {per_class} per class
+    return f"""# Distilled {distilled.facts.get("data set", "images")}: {per_class:g} per class
 
 ![the learned images](sheet.png)
 

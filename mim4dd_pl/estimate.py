@@ -157,7 +157,7 @@ def _evaluation(
         engine = evaluation.derivatives_for(module, network, len(images), training, times)
         step = _training_step(engine, images, training, min(evaluation.num_students, at_once(device)))
         seconds = evaluation.num_students * training.steps(len(images)) * step
-        searched = len(evaluation.candidates(training))
+        searched = len(evaluation.candidates()) if training is evaluation.training else 1
         return seconds if searched == 1 else searched * (seconds + classified(network, data.validation))
 
     def classified(network: FlatNetwork, images: ImageSet) -> float:

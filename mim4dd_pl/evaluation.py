@@ -12,6 +12,7 @@ from mim4dd_pl.derivatives import Derivatives
 from mim4dd_pl.networks import FlatNetwork, Statistics
 from mim4dd_pl.population import Training, at_once, train
 from mim4dd_pl.randomness import Stream
+from mim4dd_pl.scores import accuracies
 
 
 class Classifiers:
@@ -52,8 +53,7 @@ class Classifiers:
 
     def accuracies(self) -> Tensor:
         """Fraction of correct answers of each network so far, shape (n,), in [0, 1]."""
-        confusion = self.confusion()
-        return confusion.diagonal(dim1=1, dim2=2).sum(1) / confusion.sum((1, 2))
+        return accuracies(self.confusion())
 
 
 def calibrated(network: FlatNetwork, theta: Tensor, images: Indexable, batch_size: int) -> Statistics:

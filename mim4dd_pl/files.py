@@ -65,6 +65,12 @@ def replacing(target: Path) -> Iterator[Path]:
         _remove_empty(made)
 
 
+def readable(target: Path) -> Path:
+    """Where a reader finds the folder ``target``: in its place, or aside while a writer replaces it."""
+    aside = target.absolute().with_name(f".{target.name}.old")
+    return aside if aside.exists() and not target.exists() else target
+
+
 def restore(target: Path) -> None:
     """Put back a folder that a killed writer had moved aside, or sweep it if its successor is in place."""
     aside = target.with_name(f".{target.name}.old")

@@ -3,7 +3,6 @@
 Nothing in a file is run: tensors are read with ``weights_only=True``.
 """
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,11 @@ from torch import Tensor
 from mim4dd_pl.artefact import Distilled, read_distilled
 from mim4dd_pl.data.folder import read_pictures
 from mim4dd_pl.errors import DataError, StoredFileError
+from mim4dd_pl.files import readable
 from mim4dd_pl.normalization import Normalization
 from mim4dd_pl.shapes import ImageShape
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _IMAGES, _LABELS, _LR = ("images.pt", "images_best.pt"), ("labels.pt", "labels_best.pt"), "lr.pt"
 
 
@@ -40,7 +41,7 @@ def read_set(
     Raises:
         StoredFileError: If it is missing, damaged or not of these classes and this shape.
     """
-    if (folder / "manifest.json").is_file() or not folder.is_dir():
+    if (readable(folder) / "manifest.json").is_file() or not folder.is_dir():
         distilled = read_distilled(folder)
     elif found := [name for name in _IMAGES if (folder / name).is_file()]:
         labels = folder / _LABELS[_IMAGES.index(found[0])]
@@ -54,11 +55,13 @@ def read_set(
                 f"pictures: {error}"
             ) from error
         distilled = _distilled(normalization(images.float() / 255), numbers, None, classes, normalization, student_lr)
-    if tuple(distilled.images.shape[1:]) != image_shape or len(distilled.classes) != len(classes):
+    if tuple(distilled.images.shape[1:]) != image_shape or distilled.classes != classes:
         raise StoredFileError(
-            f"{folder} holds images of {tuple(distilled.images.shape[1:])} of {len(distilled.classes)} classes, the "
-            f"recipe's data are {image_shape} of {len(classes)}: use the recipe that the set was made with."
+            f"{folder} holds images of {tuple(distilled.images.shape[1:])} of {_named(distilled.classes)}, the "
+            f"recipe's data are {image_shape} of {_named(classes)}: use the recipe that the set was made with."
         )
+    if not torch.isfinite(distilled.training_set(torch.device("cpu")).labels).all():
+        raise StoredFileError(f"{folder} holds labels that are not finite.")
     if not torch.isfinite(distilled.images).all():
         raise StoredFileError(f"{folder} holds images that are not finite.")
     return replace(distilled, facts={**distilled.facts, "distilled set": str(folder)})
@@ -74,14 +77,14 @@ def _from_tensors(
             f"{tuple(images.shape)}."
         )
     logits = None
-    if labels.ndim == 2 and labels.is_floating_point():
-        if labels.shape[1] != len(classes):
-            raise StoredFileError(f"{labels_path} has labels for {labels.shape[1]} classes, expected {len(classes)}.")
-        sums = labels.sum(1)
-        probabilities = bool((labels >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
-        logits = (labels.clamp(min=1e-12).log() if probabilities else labels).float()
+    if labels.ndim == 2 and labels.is_floating_point() and labels.shape[1] == len(classes):
+        labels = labels.float()
+        # A table of probabilities may have been rounded or stored in half precision.
+        sums = labels.sum(1, keepdim=True)
+        probabilities = bool((labels >= 0).all()) and bool((sums - 1).abs().max() < 1e-2)
+        logits = (labels / sums).clamp(min=1e-12).log() if probabilities else labels
         labels = logits.argmax(1)
-    if len(labels) != len(images) or labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+    if labels.ndim != 1 or len(labels) != len(images) or labels.dtype not in _INTEGERS:
         raise StoredFileError(
             f"{labels_path} must hold {len(images)} classes, or soft labels of shape ({len(images)}, {len(classes)}), "
             f"got {labels.dtype} of shape {tuple(labels.shape)}."
@@ -93,7 +96,7 @@ def _from_tensors(
     lr_path = images_path.parent / _LR
     if lr_path.is_file():
         lr = _tensor(lr_path)
-        student_lr = float(lr) if lr.numel() == 1 else float("nan")
+        student_lr = float(lr) if lr.numel() == 1 and not lr.is_complex() else float("nan")
         if not 0 < student_lr < float("inf"):
             raise StoredFileError(f"{lr_path} must hold one positive number, got {lr.tolist()!r:.40}.")
     return _distilled(images.float(), labels.long(), logits, classes, normalization, student_lr)
@@ -123,10 +126,18 @@ def _tensor(path: Path) -> Tensor:
         raise StoredFileError(f"{path} is missing: images.pt, labels.pt and lr.pt belong together.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's reader of a damaged file raises whatever it stumbles upon
         reason = str(error).strip().split("\n")[0]
         raise StoredFileError(f"{path} is no readable file of tensors ({reason:.120}).") from error
-    content = torch.tensor(content) if isinstance(content, float) else content
-    if not isinstance(content, Tensor):
-        raise StoredFileError(f"{path} holds a {type(content).__name__}, expected a tensor.")
+    content = torch.tensor(content) if isinstance(content, (int, float)) else content
+    if not isinstance(content, Tensor) or content.layout != torch.strided or content.is_quantized:
+        raise StoredFileError(f"{path} holds {_kind(content)}, expected a dense tensor.")
     return content.detach()
+
+
+def _kind(content: object) -> str:
+    return f"a tensor of layout {content.layout}" if isinstance(content, Tensor) else f"a {type(content).__name__}"
+
+
+def _named(classes: tuple[str, ...]) -> str:
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ..' if len(classes) > 3 else ''})"

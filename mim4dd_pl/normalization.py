@@ -75,6 +75,14 @@ class Normalization:
         images = images if self.whitening is None else self.whitening.undo(images)
         return images * self.std[:, None, None] + self.mean[:, None, None]
 
+    def equals(self, other: "Normalization") -> bool:
+        """Whether both do the same to every image."""
+        ours, theirs = self.whitening, other.whitening
+        same = torch.equal(self.mean, other.mean) and torch.equal(self.std, other.std)
+        if ours is None or theirs is None:
+            return same and ours is theirs
+        return same and torch.equal(ours.mean, theirs.mean) and torch.equal(ours.matrix, theirs.matrix)
+
     def to(self, target: torch.device | Tensor) -> "Normalization":
         """The same on a device, or with the device and type of a tensor."""
         whitening = None if self.whitening is None else self.whitening.to(target)

@@ -10,6 +10,11 @@ from typing import Any
 from torch import Tensor
 
 
+def accuracies(confusion: Tensor) -> Tensor:
+    """Fraction of correct answers, shape (n,), of n confusion matrices (n, C, C)."""
+    return confusion.diagonal(dim1=1, dim2=2).sum(1) / confusion.sum((1, 2))
+
+
 @dataclass(frozen=True)
 class Score:
     """How some students, each trained on a set of the same kind, classify held-out images.
@@ -31,7 +36,7 @@ class Score:
     @property
     def accuracies(self) -> Tensor:
         """Fraction of correct answers of each student, shape (n,)."""
-        return self.confusion.diagonal(dim1=1, dim2=2).sum(1) / self.confusion.sum((1, 2))
+        return accuracies(self.confusion)
 
     @property
     def mean(self) -> float:

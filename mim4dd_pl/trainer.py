@@ -59,15 +59,17 @@ class Trainer(L.Trainer):
             across: Other networks to train on the set as well.
             results: A folder for results.json and results.csv.
         """
+        tables = [callback for callback in self.callbacks if isinstance(callback, ClosingTable)]  # type: ignore[attr-defined]
+        if not tables and (across or results):
+            raise UserError("across and results speak of the closing table: add ClosingTable to trainer.callbacks.")
         evaluation = self._use(datamodule, distilled)
         shape, classes = datamodule.image_shape, datamodule.num_classes
         try:
             evaluation.across = [FlatNetwork(factory, shape, classes) for factory in across or ()]
         except ValueError as error:
             raise UserError(f"across: {error}") from error
-        for callback in self.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ClosingTable):
-                callback.results = None if results is None else Path(results)
+        for table in tables:
+            table.results = None if results is None else Path(results)
         return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     def _use(self, data: ImageDataModule, folder: str | None) -> Evaluation:
@@ -78,4 +80,6 @@ class Trainer(L.Trainer):
                 Path(folder), data.image_shape, data.source.classes, data.train.normalization, evaluation.training.lr
             )
             data.normalize_as(evaluation.distilled.normalization)
+            # The control takes as many real images.
+            data.check_images_per_class(max(1, len(evaluation.distilled.labels) // data.num_classes))
         return evaluation

@@ -59,7 +59,9 @@ def test_dataset_gives_normalised_images_and_labels(distilled: Distilled, folder
 
 def test_normalize_is_the_inverse_of_how_the_images_look(distilled: Distilled, folder: Path) -> None:
     seen = replace(distilled, images=0.02 * distilled.images)  # no pixel leaves [0, 1]
-    torch.testing.assert_close(DistilledDataset(folder).normalize(seen.pixels()), seen.images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        DistilledDataset(folder).normalize(seen.pixels(range(len(seen.labels)))), seen.images, atol=1e-4, rtol=0
+    )
 
 
 def test_previews_are_the_images_in_8_bits(distilled: Distilled, folder: Path) -> None:
@@ -67,14 +69,14 @@ def test_previews_are_the_images_in_8_bits(distilled: Distilled, folder: Path) -
     assert paths == [f"preview/{label:03d}/{number:03d}.png" for label in range(2) for number in range(2)]
     with Image.open(folder / "preview/001/000.png") as picture:
         pixels = pil_to_tensor(picture) / 255
-    torch.testing.assert_close(pixels, distilled.pixels()[2], atol=1 / 255, rtol=0)
+    torch.testing.assert_close(pixels, distilled.pixels(range(4))[2], atol=1 / 255, rtol=0)
 
 
 def test_sheet_shows_a_class_in_each_row(distilled: Distilled, folder: Path) -> None:
-    grid = sheet(distilled.pixels(), per_row=2)
+    grid = sheet(distilled)
     assert grid.shape == (3, 2 * (64 + 4) + 4, 2 * (64 + 4) + 4)
-    assert torch.equal(grid[:, 4:68:8, 4:68:8], distilled.pixels()[0])
-    assert torch.equal(grid[:, 72:136:8, 4:68:8], distilled.pixels()[2])
+    assert torch.equal(grid[:, 4:68:8, 4:68:8], distilled.pixels(range(4))[0])
+    assert torch.equal(grid[:, 72:136:8, 4:68:8], distilled.pixels(range(4))[2])
     with Image.open(folder / "sheet.png") as picture:
         assert picture.size == (140, 140)
 
@@ -90,6 +92,33 @@ def test_manifest_holds_the_hash_of_every_other_file(folder: Path) -> None:
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert set(hashes) == files - {"manifest.json"}
     assert all(sha256(folder / name) == digest for name, digest in hashes.items())
+
+
+def test_ten_images_of_each_class_are_shown_and_all_are_stored(stream: Stream, tmp_path: Path) -> None:
+    """Also of a set whose classes differ in size."""
+    labels = torch.tensor([1] * 12 + [0] * 3)
+    images, plain = randn(stream, 15, 1, 4, 4, dtype=torch.float32), Normalization(torch.zeros(1), torch.ones(1))
+    write_distilled(tmp_path / "s", Distilled(images, labels, None, torch.tensor(1.0), plain, ("a", "b"), {}))
+    assert len(list(tmp_path.glob("s/preview/000/*.png"))) == 3
+    assert len(list(tmp_path.glob("s/preview/001/*.png"))) == 10
+    assert len(DistilledDataset(tmp_path / "s")) == 15
+
+
+def test_the_code_of_the_card_runs_in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {"real_images": torch.rand(2, 3, 8, 8)}
+    exec(code, names)
+    assert names["label"] == 0
+
+
+def test_a_set_is_read_while_its_writer_replaces_it_and_stays_the_writers(folder: Path) -> None:
+    """Between the writer's two renames the old set lies aside: a reader takes it and moves nothing."""
+    aside = folder.with_name(f".{folder.name}.old")
+    folder.rename(aside)
+    assert len(DistilledDataset(folder)) == 4
+    assert aside.exists()
+    assert not folder.exists()
 
 
 def test_the_same_set_has_the_same_bytes(distilled: Distilled, folder: Path, tmp_path: Path) -> None:

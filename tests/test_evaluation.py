@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mim4dd_pl import DistilledDataset
+from mim4dd_pl.callbacks import Evaluation
 from mim4dd_pl.cli import main
+from mim4dd_pl.data import Batch, ImageSet
 from tests.conftest import CONFIGS
 
 STUDENTS = "{epochs: 20, lr: 0.01, momentum: 0.9}"
+NO_TABLE = f"--trainer.callbacks=[{{class_path: Evaluation, init_args: {{training: {STUDENTS}}}}}]"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,34 @@ def test_searched_learning_rates_are_those_of_the_recipe_and_the_whole_set_keeps
     rows = {row["trained_on"]: row["lr"] for row in json.loads((run / "results.json").read_text())["test"]}
     assert rows.pop("whole training set") == 0.05
     assert set(rows.values()) <= {0.003, 0.03}
+
+
+def test_the_learning_rate_with_the_best_validation_accuracy_is_taken(
+    recipe: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the test images say: the search is told that 0.003 does best, then that 0.03 does."""
+    for better in (0.003, 0.03):
+        said = cycle([0.9, 0.1] if better == 0.003 else [0.1, 0.9])
+        monkeypatch.setattr(Evaluation, "_on_validation", lambda *_, said=said: next(said))
+        arguments = [*recipe, callbacks("[0.003, 0.03]"), f"--distilled={run}/distilled/last", f"--results={tmp_path}"]
+        assert main(["test", *arguments]) == 0
+        rows = json.loads((tmp_path / "results.json").read_text())["test"]
+        assert {row["lr"] for row in rows} == {better}
+
+
+def test_the_search_looks_at_validation_images_only(recipe: list[str], run: Path) -> None:
+    seen = []
+    real = ImageSet.batches
+
+    def spy(self: ImageSet, size: int) -> Iterator[Batch]:
+        seen.append(len(self))
+        return real(self, size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageSet, "batches", spy)
+        arguments = [*recipe, callbacks("[0.003, 0.03]"), f"--distilled={run}/distilled/last"]
+        assert main(["validate", *arguments]) == 0
+    assert set(seen) == {144}  # a tenth of the training images; the test images are 360
 
 
 def test_scores_of_dd_ranking_are_made_of_the_right_rows(run: Path) -> None:
@@ -138,6 +171,26 @@ def test_the_learned_learning_rate_is_taken_where_there_is_one(
     assert "lr" in capsys.readouterr().out
 
 
+def test_experts_that_do_not_fit_cost_their_row_and_nothing_else(
+    run: Path, recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The set of a ConvNet tested on another network, whose experts are not those in the recipe's folder."""
+    arguments = [*recipe, callbacks(), f"--distilled={run}/distilled/last", "--model.network={class_path: MLP}"]
+    assert main(["test", *arguments, f"--results={tmp_path}"]) == 0
+    assert "No row with an expert's labels: Trajectories in" in capsys.readouterr().out
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert "random real, an expert's labels" not in {row["trained_on"] for row in content["test"]}
+    assert content["ranking"] == {}  # soft labels, and neither an expert's nor the whole set beside them
+
+
+def test_a_checkpoints_table_knows_its_run(run: Path, recipe: list[str], tmp_path: Path) -> None:
+    assert main(["test", *recipe, callbacks(), "--ckpt_path=last", f"--results={tmp_path}"]) == 0
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert (content["outer steps"], content["seed"]) == ("4", "0")
+    assert content["chosen on"] == "held-out training images"
+    assert {row["trained_on"] for row in content["test"]} >= {"distilled", "random real, an expert's labels"}
+
+
 def test_other_networks_are_tested_on_the_set_and_on_random_images(
     run: Path, recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +216,7 @@ def test_validate_takes_a_distilled_set_too(run: Path, recipe: list[str], capsys
         (["--distilled=nowhere"], 4, "No distilled set in nowhere"),
         ([callbacks("[0.1, 0]"), "--distilled=x"], 2, "Evaluation.lrs must be `learned` or positive learning rates"),
         ([callbacks("[]"), "--distilled=x"], 2, "Evaluation.lrs must be `learned` or positive learning rates"),
+        (["--across=[MLP]", "--distilled=x", NO_TABLE], 2, "across and results speak of the closing table"),
         (["--across=[LeNet]", "--ckpt_path=last"], 2, "across: model.network LeNet needs images of at least"),
         (["--across=[NoNet]", "--ckpt_path=last"], 2, "NoNet"),
     ],

@@ -64,10 +64,13 @@ def test_a_learning_rate_comes_with_them(images: Tensor, lr: object, tmp_path: P
 
 def test_soft_labels_are_probabilities_or_logits(images: Tensor, stream: Stream, tmp_path: Path) -> None:
     logits = randn(stream.at("labels"), 6, 3, dtype=torch.float32)
-    for name, labels in (("logits", logits), ("probabilities", logits.softmax(1))):
+    probabilities = logits.softmax(1)
+    stored = {"logits": logits, "exact": probabilities, "half": probabilities.half()}
+    stored["rounded"] = (probabilities * 1000).round() / 1000
+    for name, labels in stored.items():
         distilled = read(write(tmp_path / name, images=images, labels=labels))
         targets = distilled.training_set(torch.device("cpu")).labels
-        torch.testing.assert_close(targets, logits.softmax(1))
+        torch.testing.assert_close(targets, probabilities, atol=1e-3, rtol=0)
         assert torch.equal(distilled.labels, logits.argmax(1))
 
 
@@ -95,11 +98,19 @@ class Hostile:
         ({"images": torch.zeros(6, 3, 8, 8, dtype=torch.uint8), "labels": LABELS}, r"got torch\.uint8 of shape"),
         ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS[:5]}, r"labels\.pt must hold 6 classes"),
         ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS + 1}, r"holds classes 1\.\.3, expected 0\.\.2"),
-        ({"images": torch.zeros(6, 3, 8, 8), "labels": torch.zeros(6, 4)}, "labels for 4 classes, expected 3"),
-        ({"images": torch.zeros(6, 3, 9, 9), "labels": LABELS}, r"images of \(3, 9, 9\) of 3 classes, the recipe's"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": torch.zeros(6, 4)}, r"soft labels of shape \(6, 3\), got"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": torch.tensor(1)}, r"got torch\.int64 of shape \(\)"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS.to(torch.uint16)}, r"got torch\.uint16"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": torch.full((6, 3), torch.nan)}, "labels that are not finite"),
+        ({"images": torch.zeros(6, 3, 8, 8).to_sparse(), "labels": LABELS}, "images.pt"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS, "lr": torch.tensor(1j)}, "one positive number"),
+        (
+            {"images": torch.zeros(6, 3, 9, 9), "labels": LABELS},
+            r"images of \(3, 9, 9\) of 3 classes \(cat, dog, eel\), the recipe's",
+        ),
         ({"images": torch.full((6, 3, 8, 8), torch.nan), "labels": LABELS}, "images that are not finite"),
         ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS, "lr": -1.0}, r"lr\.pt must hold one positive number"),
-        ({"images": [1, 2], "labels": LABELS}, r"images\.pt holds a list, expected a tensor"),
+        ({"images": [1, 2], "labels": LABELS}, r"images\.pt holds a list, expected a dense tensor"),
         ({"images": Hostile(), "labels": LABELS}, r"images\.pt is no readable file of tensors"),
     ],
 )
@@ -108,6 +119,21 @@ def test_tensors_that_are_no_distilled_set_are_refused(
 ) -> None:
     with pytest.raises(StoredFileError, match=message):
         read(write(tmp_path / "set", **tensors))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02(R.", b"\x80\x02t.", b"\x80\x02J.", b"no tensor"])
+def test_a_damaged_file_is_refused(content: bytes, images: Tensor, tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", images=images, labels=LABELS)
+    (folder / "labels.pt").write_bytes(content)
+    with pytest.raises(StoredFileError, match=r"labels\.pt is no readable file of tensors"):
+        read(folder)
+
+
+def test_an_artefact_of_other_classes_is_refused(images: Tensor, tmp_path: Path) -> None:
+    written = Distilled(images, LABELS, None, torch.tensor(0.2), OURS, ("cat", "eel", "dog"), {})
+    write_distilled(tmp_path / "best", written)
+    with pytest.raises(StoredFileError, match=r"3 classes \(cat, eel, dog\), the recipe's data are"):
+        read(tmp_path / "best")
 
 
 def test_a_folder_of_nothing_or_of_other_classes_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ RECIPE = [
     "fit",
     *("-c", str(CONFIGS / "distill/digits.yaml")),
     *("-c", str(CONFIGS / "with/mutual_information.yaml")),
+    *("-c", str(CONFIGS / "with/soft_labels.yaml")),
     *("-c", str(CONFIGS / "with/smoke.yaml")),
     "--trainer.max_steps=8",
     "--trainer.val_check_interval=4",

@@ -2,7 +2,6 @@
 
 import io
 import math
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 # Of a pickle protocol that we do not write: the file is refused below, in our words.
                 warnings.simplefilter("ignore", UserWarning)
                 checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except Exception as error:  # torch's reader of a damaged file raises whatever it stumbles upon
             reason = str(error).strip().split("\n")[0]
             raise StoredFileError(f"{path} is no readable checkpoint ({reason}). Use another one.") from error
         return checkpoint

@@ -9,14 +9,15 @@ from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
-from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from mim4dd_pl.artefact import Distilled, read_distilled, sheet
+from mim4dd_pl.artefact import Distilled, grid, read_distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
+from mim4dd_pl.callbacks.learned import data_of
 from mim4dd_pl.callbacks.tables import print_lines, print_scores, write_scores
 from mim4dd_pl.data import ImageDataModule, InMemory
+from mim4dd_pl.errors import StoredFileError
 from mim4dd_pl.files import replacing
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.networks import FlatNetwork
@@ -54,6 +55,7 @@ class ClosingTable(L.Callback):
         self.whole_set = whole_set
         self.scores: list[Score] = []
         self.results: Path | None = None
+        self._has_expert = True
         self._seconds = {"experts": 0.0, "distillation": 0.0}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -99,6 +101,16 @@ class ClosingTable(L.Callback):
             }
         )
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Now, and not after minutes of training: the row with an expert's labels can be done without.
+        module, data = cast(DistillationModule, pl_module), cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        self._has_expert = False
+        try:
+            module.open_experts(data)
+            self._has_expert = data.normalizes_as_fitted
+        except StoredFileError as error:
+            _log.info("No row with an expert's labels: %s", error)
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, evaluation = cast(DistillationModule, pl_module), _find(trainer, Evaluation)
         distilled = evaluation.evaluated(module)
@@ -131,15 +143,17 @@ class ClosingTable(L.Callback):
     def _others(self, module: DistillationModule, distilled: Distilled, name: str) -> list[Score]:
         """Every row but those of the distilled set on the module's own network."""
         evaluation = _find(module.trainer, Evaluation)
-        train = _data(module).train.to(module.device)
+        train = data_of(module).train.to(module.device)
         draws = [_random_real(module, len(distilled.labels), number) for number in range(evaluation.num_students)]
         rows = []
         if distilled.label_logits is not None:
             rows.append(self._distilled(module, f"{name}, hard labels", replace(distilled, label_logits=None)))
         rows.append(evaluation.score(module, RANDOM, draws))
-        if (expert := module.trained_expert()) is not None:
-            seen = [InMemory(draw.images, _soft_labels(module, expert, draw.images)) for draw in draws]
-            rows.append(evaluation.score(module, RANDOM_SOFT, seen))
+        if self._has_expert:
+            seen = [(draw.images, module.seen_by_expert(draw.images)) for draw in draws]
+            sets = [InMemory(images, logits.softmax(1)) for images, logits in seen if logits is not None]
+            if sets:
+                rows.append(evaluation.score(module, RANDOM_SOFT, sets))
         if self.whole_set is not None:
             rows.append(evaluation.score(module, WHOLE, [train] * evaluation.num_students, self.whole_set))
         for network in evaluation.across:
@@ -148,26 +162,25 @@ class ClosingTable(L.Callback):
         return rows
 
     def _ranking(self, name: str) -> dict[str, float]:
-        """HLR, IOR and LRS of the distilled set on the module's own network."""
+        """HLR, IOR and LRS of the distilled set on the module's own network, as far as their rows are there."""
         means: dict[str, float] = {}
         for score in self.scores:
             means.setdefault(score.trained_on, score.mean)  # the own network comes first
         soft = f"{name}, hard labels" in means
-        ior = improvement_over_random(means[name], means[RANDOM_SOFT if soft and RANDOM_SOFT in means else RANDOM])
-        if WHOLE not in means:
-            return {"IOR": ior}
-        hlr = hard_label_recovery(means[WHOLE], means[f"{name}, hard labels"] if soft else means[name])
-        return {"HLR": hlr, "IOR": ior, "LRS": label_robust_score(hlr, ior)}
-
-
-@torch.no_grad()
-def _soft_labels(module: DistillationModule, expert: Tensor, images: Tensor) -> Tensor:
-    return module.network(expert, images).softmax(1)
+        random, hard = (RANDOM_SOFT, f"{name}, hard labels") if soft else (RANDOM, name)
+        ranking = {}
+        if WHOLE in means:
+            ranking["HLR"] = hard_label_recovery(means[WHOLE], means[hard])
+        if random in means:
+            ranking["IOR"] = improvement_over_random(means[name], means[random])
+        if len(ranking) == 2:
+            ranking["LRS"] = label_robust_score(ranking["HLR"], ranking["IOR"])
+        return ranking
 
 
 def _random_real(module: DistillationModule, images: int, number: int) -> InMemory:
     """About so many random training images, the same number of each class."""
-    train = _data(module).train.to(module.device)
+    train = data_of(module).train.to(module.device)
     generator = module.stream.at("random real", number).generator()
     return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
 
@@ -175,16 +188,11 @@ def _random_real(module: DistillationModule, images: int, number: int) -> InMemo
 def _write_comparison(run: Path, module: DistillationModule, learned: Distilled) -> None:
     """``comparison.png``: the first learned image of up to ten classes above a random real one of each."""
     real = replace(learned, images=_random_real(module, len(learned.labels), 0).images)
-    per_class = module.synthetic.images_per_class
-    first = slice(0, 10 * per_class, per_class)
-    pixels = torch.cat([learned.pixels()[first], real.pixels()[first]])
+    first = [rows[0] for rows in learned.shown().values()][:10]
+    pixels = torch.cat([learned.pixels(first), real.pixels(first)])
     with replacing(run / "comparison.png") as temporary:
-        to_pil_image(sheet(pixels, per_row=len(pixels) // 2)).save(temporary, format="png")
+        to_pil_image(grid(pixels, per_row=len(first))).save(temporary, format="png")
 
 
 def _find(trainer: L.Trainer, kind: type[_C]) -> _C:
     return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
-
-
-def _data(module: DistillationModule) -> ImageDataModule:
-    return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]

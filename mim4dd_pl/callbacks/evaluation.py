@@ -8,8 +8,7 @@ from typing import Any, Literal, cast
 import lightning as L
 
 from mim4dd_pl.artefact import Distilled
-from mim4dd_pl.callbacks.learned import learned_set
-from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.callbacks.learned import data_of, learned_set
 from mim4dd_pl.data.sets import Batch, Indexable
 from mim4dd_pl.derivatives import Derivatives, derivatives, worth_compiling
 from mim4dd_pl.evaluation import Classifiers, train_students
@@ -56,11 +55,11 @@ class Evaluation(L.Callback):
         self._compiles: dict[str, bool] = {}
         self._derivatives: dict[str, Derivatives] = {}
 
-    def candidates(self, training: Training, learned_lr: float | None = None) -> list[float]:
-        """The learning rates that students of ``training`` are tried with."""
-        if training == self.training and isinstance(self.lrs, list):
+    def candidates(self, learned_lr: float | None = None) -> list[float]:
+        """The learning rates that students are tried with on a set that may have learned one."""
+        if isinstance(self.lrs, list):
             return self.lrs
-        return [training.lr if learned_lr is None or self.lrs != "learned" else learned_lr]
+        return [self.training.lr if learned_lr is None or self.lrs is None else learned_lr]
 
     def derivatives_for(
         self, module: DistillationModule, network: FlatNetwork, num_images: int, training: Training, times: int = 1
@@ -77,7 +76,7 @@ class Evaluation(L.Callback):
 
     def times(self, trainer: L.Trainer) -> int:
         """How often a fit trains students on the synthetic images or as many real ones."""
-        return len(self.candidates(self.training)) * (trainer.max_steps // max(int(trainer.val_check_interval), 1) + 4)
+        return len(self.candidates()) * (trainer.max_steps // max(int(trainer.val_check_interval), 1) + 4)
 
     # A checkpoint holds what was compiled, so that its test and its continuation compute as it did.
 
@@ -91,16 +90,20 @@ class Evaluation(L.Callback):
         self,
         module: DistillationModule,
         sets: Sequence[Indexable],
-        training: Training,
+        training: Training | None = None,
         network: FlatNetwork | None = None,
         learned_lr: float | None = None,
     ) -> tuple[Classifiers, float]:
-        """The students of this evaluation, one on each of ``sets``, and the learning rate that was taken."""
+        """The students of this evaluation, one on each of ``sets``, and the learning rate that was taken.
+
+        With another ``training`` than the callback's own, that one's learning rate is.
+        """
         network = module.network if network is None else network
-        times = self.times(module.trainer) if network is module.network and training == self.training else 1
+        times = self.times(module.trainer) if network is module.network and training is None else 1
+        candidates = self.candidates(learned_lr) if training is None else [training.lr]
+        training = training or self.training
         engine = self.derivatives_for(module, network, len(sets[0]), training, times)
         stream = module.stream.at("evaluation")
-        candidates = self.candidates(training, learned_lr)
         best: tuple[float, Classifiers, float] | None = None
         for lr in candidates:
             students = train_students(engine, sets, replace(training, lr=lr), stream, module.device)
@@ -124,8 +127,8 @@ class Evaluation(L.Callback):
     ) -> Score:
         """Students on ``sets``, and what they make of the test images."""
         network = module.network if network is None else network
-        students, lr = self.train_students(module, sets, training or self.training, network, learned_lr)
-        data = _data(module)
+        students, lr = self.train_students(module, sets, training, network, learned_lr)
+        data = data_of(module)
         for batch in data.test.to(module.device).batches(data.evaluation_batch_size):
             students.update(batch)
         return Score(trained_on, network.name, len(sets[0]), lr, students.confusion())
@@ -134,9 +137,8 @@ class Evaluation(L.Callback):
         module = cast(DistillationModule, pl_module)
         distilled = self.evaluated(module)
         sets = [distilled.training_set(module.device)] * self.num_students
-        self._students, self._lr = self.train_students(
-            module, sets, self.training, learned_lr=float(distilled.student_lr)
-        )
+        self._images = len(distilled.labels)
+        self._students, self._lr = self.train_students(module, sets, learned_lr=float(distilled.student_lr))
 
     def evaluated(self, module: DistillationModule) -> Distilled:
         """The set that is evaluated."""
@@ -163,8 +165,7 @@ class Evaluation(L.Callback):
         self._log("test", cast(DistillationModule, pl_module))
 
     def _log(self, stage: str, module: DistillationModule) -> None:
-        images = len(self.evaluated(module).labels)
-        score = Score("distilled", module.network.name, images, self._lr, self._students.confusion())
+        score = Score("distilled", module.network.name, self._images, self._lr, self._students.confusion())
         self.latest = score
         module.log(f"{stage}/accuracy", score.mean)
         module.log(f"{stage}/accuracy_std", score.std)
@@ -174,11 +175,7 @@ class Evaluation(L.Callback):
 
     @staticmethod
     def _on_validation(module: DistillationModule, students: Classifiers) -> float:
-        data = _data(module)
+        data = data_of(module)
         for batch in data.validation.to(module.device).batches(data.evaluation_batch_size):
             students.update(batch)
         return float(students.accuracies().mean())
-
-
-def _data(module: DistillationModule) -> ImageDataModule:
-    return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]

@@ -4,13 +4,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import torch
 
-import mim4dd_pl
 from mim4dd_pl.artefact import write_distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.learned import learned_set
-from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.files import restore
 from mim4dd_pl.modules import DistillationModule
 
@@ -45,20 +42,12 @@ class Export(L.Callback):
         if trainer.state.fn != "fit":
             return
         module = cast(DistillationModule, pl_module)
-        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         accuracy = float(trainer.callback_metrics["validation/accuracy"])
         std = float(trainer.callback_metrics["validation/accuracy_std"])
         distilled = learned_set(
             module,
             validation_accuracy=f"{accuracy:.4f} +- {std:.4f}",
-            network=module.network.name,
             students=repr(next(c.training for c in trainer.callbacks if isinstance(c, Evaluation))),  # type: ignore[attr-defined]
-            objective=repr(module.objective),
-            chosen_on="held-out training images" if data.validate_on == "held_out" else "test images: optimistic",
-            training_images=data.train.fingerprint(),
-            information_term="off" if module.information is None else type(module.information.critic).__name__,
-            seed=module.stream.seed,
-            versions=f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, lightning {L.__version__}",
         )
         write_distilled(self.folder(trainer) / "last", distilled, self.tensors)
         if accuracy > self.best_accuracy:

@@ -2,15 +2,23 @@
 
 from typing import cast
 
+import lightning as L
+import torch
+
+import mim4dd_pl
 from mim4dd_pl.artefact import Distilled, to_facts
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.modules import DistillationModule
 
 
+def data_of(module: DistillationModule) -> ImageDataModule:
+    """The data that a Trainer runs the module on."""
+    return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
+
+
 def learned_set(module: DistillationModule, **facts: object) -> Distilled:
-    """A copy of the synthetic set on the CPU; ``facts`` go on its card."""
-    data = cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
-    synthetic = module.synthetic
+    """A copy of the synthetic set on the CPU; ``facts`` go on its card, before those of the run."""
+    data, synthetic = data_of(module), module.synthetic
     logits = synthetic.label_logits
     return Distilled(
         images=synthetic.images.detach().cpu().clone(),
@@ -19,5 +27,16 @@ def learned_set(module: DistillationModule, **facts: object) -> Distilled:
         student_lr=synthetic.student_lr.detach().cpu().clone(),
         normalization=data.train.normalization,
         classes=data.source.classes,
-        facts=to_facts(data_set=data.data_set, outer_steps=module.trainer.global_step, **facts),
+        facts=to_facts(
+            data_set=data.data_set,
+            outer_steps=module.outer_steps,
+            **facts,
+            network=module.network.name,
+            objective=repr(module.objective),
+            chosen_on="held-out training images" if data.validate_on == "held_out" else "test images: optimistic",
+            training_images=data.train.fingerprint(),
+            information_term="off" if module.information is None else type(module.information.critic).__name__,
+            seed=module.stream.seed,
+            versions=f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, lightning {L.__version__}",
+        ),
     )

@@ -17,6 +17,9 @@ from mim4dd_pl.scores import Score
 def print_scores(scores: Sequence[Score], ranking: dict[str, float]) -> None:
     """A row for each score; the network is named where there are several, the learning rate where it was chosen."""
     networks, lrs = ({getattr(score, name) for score in scores} for name in ("network", "lr"))
+    # By the name of the class, where that tells them apart.
+    short = {name: name.partition("(")[0] for name in networks}
+    short = short if len(set(short.values())) == len(networks) else {name: name for name in networks}
     table = Table(title="Test accuracy of fresh students")
     table.add_column("trained on")
     if len(networks) > 1:
@@ -26,7 +29,7 @@ def print_scores(scores: Sequence[Score], ranking: dict[str, float]) -> None:
         table.add_column("lr", justify="right")
     table.add_column("accuracy, mean +- std (students)", justify="right")
     for score in scores:
-        network = [score.network.partition("(")[0]] if len(networks) > 1 else []
+        network = [short[score.network]] if len(networks) > 1 else []
         lr = [f"{score.lr:.3g}"] if len(lrs) > 1 else []
         accuracy = f"{100 * score.mean:.1f} +- {100 * score.std:.1f} % ({len(score.confusion)})"
         table.add_row(score.trained_on, *network, f"{score.images:,}", *lr, accuracy)

@@ -61,6 +61,7 @@ class ImageDataModule(L.LightningDataModule):
 
     Attributes:
         train, validation, test: The splits, after ``setup``.
+        normalizes_as_fitted: Whether they are normalised by what was fitted on the training images.
     """
 
     train: ImageSet
@@ -105,6 +106,7 @@ class ImageDataModule(L.LightningDataModule):
         self.cache = cache
         self._rows: tuple[Tensor, Tensor] | None = None
         self._ready = False
+        self.normalizes_as_fitted = True
 
     @property
     def data_set(self) -> str:
@@ -166,6 +168,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def normalize_as(self, normalization: Normalization) -> None:
         """Show the images of all splits as a distilled set from elsewhere was made."""
+        self.normalizes_as_fitted = normalization.equals(self.train.normalization)
         self.train, self.validation, self.test = (
             replace(images, normalization=normalization) for images in (self.train, self.validation, self.test)
         )

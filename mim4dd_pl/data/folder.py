@@ -63,6 +63,8 @@ class ImageFolder(Source):
 
     def files(self) -> Mapping[str, Path]:
         paths = [path for samples in self._samples for path, _ in samples]
+        if (listed := self._folders[1] / _ANNOTATIONS).is_file():
+            paths.append(str(listed))
         return {os.path.relpath(path, self.root): Path(path) for path in paths}
 
     def load(self) -> tuple[Split, Split]:
@@ -149,7 +151,11 @@ def _listing(folder: Path, numbers: Mapping[str, int]) -> _Samples:
 def _annotated(listed: Path, numbers: Mapping[str, int], subset: bool) -> _Samples:
     """Pictures of a flat folder, whose classes a file tells: name and class first in each line."""
     samples = []
-    for line in listed.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = listed.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listed} cannot be read: {first_line(error)}") from error
+    for line in lines:
         words = line.split("\t")
         if len(words) < 2 or (words[1] not in numbers and not subset):
             raise DataError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from mim4dd_pl.data import Batch, ImageDataModule, ImageSet
 from mim4dd_pl.derivatives import Compile, Derivatives, derivatives, worth_compiling
 from mim4dd_pl.errors import DivergenceError
+from mim4dd_pl.evaluation import calibrated
 from mim4dd_pl.functional import clip_norm
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
@@ -116,7 +117,7 @@ class DistillationModule(L.LightningModule):
         self.segments_per_step = segments_per_step
         self.compiles: Compile = compile  # Module.compile is a method
         self._compiled: bool | None = None
-        self._continues = False
+        self._loaded_step: int | None = None
         self.stream = Stream(seed)
         self._data: ImageDataModule | None = None
         self.synthetic = SyntheticImages(
@@ -151,17 +152,24 @@ class DistillationModule(L.LightningModule):
         else:
             chosen = data.train.per_class(self.synthetic.images_per_class, stream.generator())
             self.synthetic.start_from(data.train.batch(chosen).images)
+        self.open_experts(data)
+
+    def open_experts(self, data: ImageDataModule) -> None:
+        """Open the experts alone; raises StoredFileError if the folder holds others."""
         self.store = open_store(self.experts, self.network, data)
         self._data = data
 
-    def trained_expert(self) -> Tensor | None:
-        """The first expert after its last epoch, shape (P,), if it is there."""
-        if self._data is None:
-            data = cast(ImageDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
-            self.store = open_store(self.experts, self.network, data)
+    @torch.no_grad()
+    def seen_by_expert(self, images: Tensor) -> Tensor | None:
+        """Logits of images (S, c, h, w) by the first expert after its last epoch; None if it is not there."""
         if 0 not in self.store.finished:
             return None
-        return self.store.segment(0, 0, self.experts.training.epochs).target.to(self.device)
+        data = cast(ImageDataModule, self._data)
+        expert = self.store.segment(0, 0, self.experts.training.epochs).target.to(self.device)
+        train = data.train.to(self.device)
+        statistics = calibrated(self.network, expert, train, self.experts.training.batch_size)
+        parts = images.split(data.evaluation_batch_size)
+        return torch.cat([self.network(expert, part, statistics) for part in parts])
 
     def on_fit_start(self) -> None:
         data = cast(ImageDataModule, self._data)
@@ -172,15 +180,10 @@ class DistillationModule(L.LightningModule):
             training = ExpertTrainer(self.experts, self.store, self.network, data, self.device, self.compiles)
             while training.train_some():
                 pass
-        if self.soft_labels is not None and not self._continues:
-            self._start_labels()
+        if self.soft_labels is not None and self._loaded_step is None:
+            self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.images)))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
         self.segments = SegmentDraw(self.store, self.experts, self.objective, self.stream, self.segments_per_step)
-
-    @torch.no_grad()
-    def _start_labels(self) -> None:
-        expert = cast(Tensor, self.trained_expert())
-        self.synthetic.start_labels_from(self.network(expert, self.synthetic.images))
 
     def on_fit_end(self) -> None:
         self.segments.close()
@@ -201,7 +204,12 @@ class DistillationModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._compiled = checkpoint["compiled"]
-        self._continues = True
+        self._loaded_step = checkpoint["global_step"]
+
+    @property
+    def outer_steps(self) -> int:
+        """Steps that the images have made, also where a checkpoint is evaluated, which Lightning counts from zero."""
+        return max(self.global_step, self._loaded_step or 0)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         groups = [
