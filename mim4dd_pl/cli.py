@@ -250,7 +250,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(
-            f"{error.strerror or error}{where}. Free space, or choose a folder that can be written.",
+            f"{error.strerror or error}{where}. Free space, or choose a folder that can be read and written.",
             StoredFileError.exit_code,
         )
     except SIGTERMException:
