@@ -18,7 +18,7 @@ class SoftLabels:
         lr: Learning rate of the logits.
     """
 
-    lr: float = 10.0
+    lr: float
 
     def __post_init__(self) -> None:
         if not 0 <= self.lr < math.inf:

@@ -26,7 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tiny(recipe: Path) -> list[str]:
     """Settings that run a recipe in seconds without changing its organs: fewer and smaller of everything."""
-    arguments = ["--trainer.enable_progress_bar=false"]
+    arguments = ["--trainer.enable_progress_bar=false", "--threads=1"]
     content = yaml.safe_load(recipe.read_text())
     model = content["model"]["init_args"]
     if content["data"]["source"] != "Digits":

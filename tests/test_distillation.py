@@ -289,4 +289,4 @@ def test_soft_labels_start_as_the_first_expert_sees_the_images_and_learn(
 
 def test_soft_labels_need_real_images_to_start_from(data: ImageDataModule, experts: Experts) -> None:
     with pytest.raises(ValueError, match=r"set model\.init to real"):
-        fit(data, experts, soft_labels=SoftLabels(), init="noise")
+        fit(data, experts, soft_labels=SoftLabels(1.0), init="noise")
