@@ -11,9 +11,11 @@ from functools import partial
 import torch
 
 from benchmarks import rig
+from mim4dd_pl.data import ImageSet
 from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives
 from mim4dd_pl.networks import ConvNet, FlatNetwork
-from mim4dd_pl.objectives import TrajectoryMatching
+from mim4dd_pl.normalization import Normalization
+from mim4dd_pl.objectives import Scene, TrajectoryMatching
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.synthetic import SyntheticImages
 from mim4dd_pl.trajectories import Segment
@@ -46,13 +48,21 @@ def build(
     theta = torch.stack([network.initial(Stream(number)) for number in (1, 2)]).to(device)
     engine = CompiledDerivatives(network, classes * ipc, device) if compiled else Derivatives(network)
     objective = TrajectoryMatching(steps, 1, 1, unroll=FullGraphUnroll() if full else ExactUnroll())
+    scene = Scene(_no_images(classes), Segment(theta[:1], theta[1:]), Stream(3), [Stream(3)])
 
     def run() -> None:
         for _ in range(segments):
-            match = objective(engine, synthetic, Segment(theta[:1], theta[1:]), [Stream(3)])
+            match = objective(engine, synthetic, scene)
             torch.autograd.grad(match.loss.sum(), (synthetic.images, synthetic.student_lr))
 
     return run
+
+
+def _no_images(classes: int) -> ImageSet:
+    """Real images that trajectory matching does not look at."""
+    empty = torch.empty(0, dtype=torch.int64)
+    nothing = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    return ImageSet(nothing, empty, empty, Normalization(torch.zeros(3), torch.ones(3)), classes, "none")
 
 
 def main() -> None:

@@ -167,7 +167,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 class DSA:
-    """One of ``operations`` per minibatch, with parameters per image.
+    """One of ``operations`` per minibatch, with parameters per image, or per minibatch (:meth:`siamese`).
 
     Args:
         operations: Names out of ``color, crop, cutout, flip, scale, rotate``; all six by default. Leave out what
@@ -191,8 +191,16 @@ class DSA:
 
     def __call__(self, images: Tensor, stream: Stream) -> Tensor:
         """Augmented ``images``, (B, c, h, w), as ``stream`` decides: the same stream gives the same augmentation."""
+        operation, parameters = self._draw(len(images), stream)
+        return operation(images, parameters.to(images))
+
+    def siamese(self, images: Tensor, stream: Stream) -> Tensor:
+        """The same with one draw of parameters for all images: batches of one stream are augmented alike."""
+        operation, parameters = self._draw(1, stream)
+        return operation(images, parameters.expand(len(images), -1).to(images))
+
+    def _draw(self, count: int, stream: Stream) -> tuple[Operation, Tensor]:
         generator = stream.generator()
         choice = int(torch.randint(len(self.operations), (), generator=generator))
         operation = OPERATIONS[self.operations[choice]]
-        parameters = operation.draw(images.shape[0], generator).to(images)
-        return operation(images, parameters)
+        return operation, operation.draw(count, generator)

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from mim4dd_pl.callbacks import ClosingTable, Evaluation
 from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
-from mim4dd_pl.derivatives import Derivatives
+from mim4dd_pl.derivatives import Derivatives, Work
 from mim4dd_pl.evaluation import Classifiers
 from mim4dd_pl.modules import DistillationModule, ExpertModule
 from mim4dd_pl.networks import FlatNetwork
+from mim4dd_pl.objectives import Scene
 from mim4dd_pl.population import Experts, Training, at_once, train
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.trajectories import Segment
@@ -58,7 +59,7 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     if not isinstance(module, DistillationModule):
         raise TypeError(f"Expected a DistillationModule or an ExpertModule, got {type(module).__name__}.")
     module.trainer = trainer
-    minutes, disk = _experts(module, module.experts, data, device)
+    minutes, disk = (0.0, 0.0) if module.objective.epochs is None else _experts(module, module.experts, data, device)
     stages = {"experts": minutes}
     stages["distillation"], growth = _outer_steps(module, data, trainer.max_steps)
     memory = _peak(device) + growth
@@ -114,19 +115,26 @@ def _outer_steps(module: DistillationModule, data: ImageDataModule, steps: int) 
     """Minutes of all outer steps, and GiB by which the inner steps that were not run will raise the peak."""
     module.real = data.train.to(module.device)
     module.derivatives = module.choose_derivatives(steps)
-    module.segments = _MadeUpSegments(module)  # type: ignore[assignment]
+    if module.objective.epochs is not None:
+        module.segments = _MadeUpSegments(module)  # type: ignore[assignment]
     whole = module.objective
-    few, more = min(2, whole.unroll_steps), min(6, whole.unroll_steps)
-    seconds, saved = [], []
-    for count in (few, more):
+    seconds, saved, work = [], [], []
+    for count in (min(2, whole.unroll_steps), min(6, whole.unroll_steps)):
         module.objective = copy.copy(whole)
         module.objective.unroll_steps = count
         seconds.append(_seconds(lambda: module.mean_gradients(0)))
         saved.append(_saved_for_backward(module))
+        work.append(_work(module))
     module.objective = whole
-    left = (whole.unroll_steps - more) / max(more - few, 1)
-    second = seconds[1] + left * max(seconds[1] - seconds[0], 0.0)
-    return steps * second / 60, left * (saved[1] - saved[0])
+    left, sweeps = _work(module).seconds(module.network), _work(module).sweeps
+    few, more = (part.seconds(module.network) for part in work)
+    second = seconds[1] + (left - more) / max(more - few, 1e-9) * max(seconds[1] - seconds[0], 0.0)
+    growth = (saved[1] - saved[0]) / max(work[1].sweeps - work[0].sweeps, 1) * (sweeps - work[1].sweeps)
+    return steps * second / 60, growth
+
+
+def _work(module: DistillationModule) -> Work:
+    return module.objective.work(module.synthetic.images_per_class, module.network.num_classes)
 
 
 def _saved_for_backward(module: DistillationModule) -> float:
@@ -138,10 +146,12 @@ def _saved_for_backward(module: DistillationModule) -> float:
         return tensor
 
     count = min(module.segments_per_step, at_once(module.device))
-    segment = module.segments.read(0, 0)
-    segments = Segment(*(row.to(module.device).expand(count, -1) for row in segment))
+    segments = None
+    if module.segments is not None:
+        segments = Segment(*(row.to(module.device).expand(count, -1) for row in module.segments.read(0, 0)))
+    scene = Scene(module.real, segments, Stream(0), [Stream(number) for number in range(count)])
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module.objective(module.derivatives, module.synthetic, segments, [Stream(number) for number in range(count)])
+        module.objective(module.derivatives, module.synthetic, scene)
     return sum(storages.values()) / 2**30
 
 
@@ -150,7 +160,7 @@ def _evaluation(
 ) -> tuple[float, float]:
     """Minutes of the evaluations during the run, and of the closing table."""
     device, training = module.device, evaluation.training
-    synthetic = InMemory(module.synthetic.images.detach(), module.synthetic.targets.detach())
+    synthetic = InMemory(module.synthetic.result, module.synthetic.targets.detach())
 
     def students(network: FlatNetwork, images: Indexable, training: Training, times: int) -> float:
         """Seconds to train the students of one row and, where their learning rate is searched, to choose it."""

@@ -1,17 +1,18 @@
-r"""The formulas of the losses as pure functions: trajectory matching and the information term.
+r"""The formulas of the losses as pure functions: the hosts' and the information term's.
 
 Symbols: theta parameters as one vector (P,); C the number of classes; tau a temperature; K the number of layers.
 Nothing here holds state, draws random numbers or knows of Lightning.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-# --- trajectory matching -------------------------------------------------------------------------------------------
+# --- hosts ---------------------------------------------------------------------------------------------------------
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -57,6 +58,47 @@ def parameter_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor
     if progress == 0:
         raise ValueError("The expert did not move between start and target: there is no progress to measure by.")
     return (student - target).square().sum() / progress
+
+
+def gradient_distance(synthetic: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    r"""How far two gradients of a network differ in direction, output by output of each layer.
+
+    .. math:: \sum_{l} \sum_{o} \Big( 1 - \frac{\langle A_{lo}, B_{lo} \rangle}{\|A_{lo}\| \|B_{lo}\|} \Big)
+
+    Zero where all of them point the same way, two for each output that points the other way, one for each that has no
+    gradient.
+
+    Source: Zhao et al. 2021 (arXiv:2006.05929), Eq. 9 and 10. As in its code, parameters of one dimension (biases and
+    the scales of norms) are not compared.
+
+    Args:
+        synthetic: A_l, the gradient of each parameter, shape (out, ...).
+        real: B_l, of the same shapes.
+
+    Returns:
+        The distance, shape ().
+    """
+    rows = [(a.flatten(1), b.flatten(1)) for a, b in zip(synthetic, real, strict=True) if a.ndim > 1]
+    tiny = 1e-6  # of the published code; it also keeps the derivative finite where a gradient is zero
+    cosines = [(a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + tiny) for a, b in rows]
+    return torch.stack([(1 - cosine).sum() for cosine in cosines]).sum()
+
+
+def mean_discrepancy(synthetic: Tensor, real: Tensor) -> Tensor:
+    r"""Squared distance of two means.
+
+    .. math:: \Big\| \frac1n \sum_i a_i - \frac1m \sum_j b_j \Big\|^2
+
+    Source: Zhao & Bilen 2023 (arXiv:2110.04181), Eq. 4, the empirical maximum mean discrepancy of a linear kernel.
+
+    Args:
+        synthetic: a, features of synthetic images, shape (n, d).
+        real: b, features of real images, shape (m, d).
+
+    Returns:
+        The squared distance, shape ().
+    """
+    return (synthetic.mean(0) - real.mean(0)).square().sum()
 
 
 # --- the information term ------------------------------------------------------------------------------------------

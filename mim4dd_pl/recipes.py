@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from mim4dd_pl import callbacks, modules
+from mim4dd_pl.clipping import MovingClip
 from mim4dd_pl.data import Source
 from mim4dd_pl.errors import UserError
 from mim4dd_pl.information import Critic, InformationTerm
@@ -34,6 +35,7 @@ _SHORT_NAMES: dict[str, Sequence[str]] = {
     "network": [kind.__name__ for kind in Network.__subclasses__()],
     "objective": [kind.__name__ for kind in Objective.__subclasses__()],
     "optimizer": [kind.__name__ for kind in InnerOptimizer.__subclasses__()],
+    "image_gradient_clip": [MovingClip.__name__],
     "unroll": [kind.__name__ for kind in Unroll.__subclasses__()],
     "critic": [kind.__name__ for kind in Critic.__subclasses__()],
     "information": [InformationTerm.__name__],

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mim4dd_pl.data import ImageSet
 from mim4dd_pl.networks import ConvNet, FlatNetwork, Network
+from mim4dd_pl.normalization import Normalization
 from mim4dd_pl.population import Training
 from mim4dd_pl.randomness import Stream
 
@@ -46,3 +48,12 @@ def to_module(network: FlatNetwork, theta: Tensor) -> Network:
     module = network.factory(network.image_shape, network.num_classes)
     module.load_state_dict({name: part.clone() for name, part in network.unflatten(theta).items()})
     return module.to(theta)
+
+
+@pytest.fixture
+def real(stream: Stream) -> ImageSet:
+    """Nine 1x4x4 images of three classes, four of the first, two of the last."""
+    pixels = torch.randint(256, (9, 1, 4, 4), generator=stream.at("real").generator(), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 0, 1, 2, 2, 1, 0, 0])
+    normalization = Normalization(torch.tensor([0.5], dtype=torch.float64), torch.tensor([0.25], dtype=torch.float64))
+    return ImageSet(pixels, torch.arange(9), labels, normalization, 3, "nine images")

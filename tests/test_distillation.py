@@ -39,7 +39,8 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Experts:
 def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any) -> DistillationModule:
     settings = {"lr_images": 1.0, "lr_student_lr": 1e-3, "student_lr": 0.1, **settings}
     network = partial(ConvNet, depth=1, width=4)
-    module = DistillationModule(network, (1, 8, 8), 10, TrajectoryMatching(2, 1, 2), experts, **settings)
+    objective = settings.pop("objective", None) or TrajectoryMatching(2, 1, 2)
+    module = DistillationModule(network, (1, 8, 8), 10, objective, experts, **settings)
     trainer = L.Trainer(
         max_epochs=-1,
         max_steps=steps,
@@ -51,7 +52,10 @@ def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any
         enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data)
-    module.segments = SegmentDraw(module.store, experts, module.objective, module.stream, module.segments_per_step)
+    if module.objective.epochs is not None:
+        module.segments = SegmentDraw(
+            module.store, experts, module.objective.epochs, module.stream, module.segments_per_step
+        )
     return module
 
 

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.augment import DSA
+from mim4dd_pl.data import ImageSet
 from mim4dd_pl.derivatives import Derivatives, Sweep, Work
 from mim4dd_pl.networks import FlatNetwork
-from mim4dd_pl.objectives import TrajectoryMatching
+from mim4dd_pl.objectives import Epochs, MovingWindow, Scene, TrajectoryMatching
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.synthetic import SyntheticImages
 from mim4dd_pl.trajectories import Segment
@@ -30,8 +31,8 @@ def segments(network: FlatNetwork, stream: Stream) -> Segment:
 
 
 @pytest.fixture
-def streams(stream: Stream) -> list[Stream]:
-    return [stream.at("segment", number) for number in range(2)]
+def scene(segments: Segment, stream: Stream, real: ImageSet) -> Scene:
+    return Scene(real, segments, stream.at("step"), [stream.at("segment", number) for number in range(2)])
 
 
 def transcription(network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Tensor:
@@ -53,14 +54,15 @@ def transcription(network: FlatNetwork, synthetic: SyntheticImages, segment: Seg
 
 @pytest.mark.parametrize("unroll", [None, FullGraphUnroll()])
 def test_loss_and_gradient_equal_the_transcription(
-    network: FlatNetwork, synthetic: SyntheticImages, segments: Segment, streams: list[Stream], unroll: Unroll | None
+    network: FlatNetwork, synthetic: SyntheticImages, scene: Scene, unroll: Unroll | None
 ) -> None:
     """Each of two segments, computed together."""
     objective = TrajectoryMatching(3, 1, 1, synthetic_batch_size=4, augment=DSA(), unroll=unroll)
     learned = (synthetic.images, synthetic.student_lr)
-    match = objective(Derivatives(network), synthetic, segments, streams)
+    match, segments = objective(Derivatives(network), synthetic, scene), scene.segments
+    assert segments is not None
     for k in range(2):
-        expected = transcription(network, synthetic, Segment(segments.start[k], segments.target[k]), streams[k])
+        expected = transcription(network, synthetic, Segment(*(row[k] for row in segments)), scene.streams[k])
         torch.testing.assert_close(match.loss[k], expected)
         for ours, oracle in zip(
             torch.autograd.grad(match.loss[k], learned, retain_graph=True),
@@ -71,38 +73,60 @@ def test_loss_and_gradient_equal_the_transcription(
 
 
 def test_match_shows_the_student_with_its_graph_and_the_experts_target(
-    network: FlatNetwork, synthetic: SyntheticImages, segments: Segment, streams: list[Stream]
+    network: FlatNetwork, synthetic: SyntheticImages, scene: Scene
 ) -> None:
-    match = TrajectoryMatching(2, 1, 1)(Derivatives(network), synthetic, segments, streams)
-    assert match.expert is segments.target
+    match = TrajectoryMatching(2, 1, 1)(Derivatives(network), synthetic, scene)
+    assert scene.segments is not None
+    assert match.expert is scene.segments.target
     assert match.student.requires_grad
-    assert not torch.equal(match.student, segments.start)
+    assert not torch.equal(match.student, scene.segments.start)
 
 
 def test_a_pass_over_minibatches_uses_every_image_once(
-    network: FlatNetwork, synthetic: SyntheticImages, segments: Segment, streams: list[Stream]
+    network: FlatNetwork, synthetic: SyntheticImages, scene: Scene
 ) -> None:
     """Three steps of two images: all six pixels have a gradient; two steps: only four."""
     for steps, touched in ((3, 6), (2, 4)):
-        match = TrajectoryMatching(steps, 1, 1, synthetic_batch_size=2)(
-            Derivatives(network), synthetic, segments, streams
-        )
+        match = TrajectoryMatching(steps, 1, 1, synthetic_batch_size=2)(Derivatives(network), synthetic, scene)
         (gradient,) = torch.autograd.grad(match.loss[0], synthetic.images)
         assert int((gradient.abs().sum((1, 2, 3)) > 0).sum()) == touched
 
 
 def test_last_epoch_is_the_latest_that_is_read() -> None:
-    assert TrajectoryMatching(1, expert_epochs=2, max_start_epoch=3).last_epoch == 4
+    assert Epochs(max_start_epoch=3, expert_epochs=2).last == 4
+
+
+def test_start_epochs_move_up_to_the_last_and_stay_there() -> None:
+    """T(s) = 2 + floor(4 s / 10), at most 6; from 1 on."""
+    epochs = Epochs(6, 1, MovingWindow(first=2, steps=10, lowest=1))
+    assert [epochs.starts(step) for step in (0, 2, 3, 10, 99)] == [
+        range(1, 2),
+        range(1, 2),
+        range(1, 3),
+        range(1, 6),
+        range(1, 6),
+    ]
+    assert Epochs(6, 1).starts(0) == range(6)
+
+
+def test_ignored_parameters_are_not_compared(network: FlatNetwork, synthetic: SyntheticImages, scene: Scene) -> None:
+    """Half of the parameters ignored: the distance is that of the deeper half."""
+    assert scene.segments is not None
+    match = TrajectoryMatching(2, 1, 1, ignored_fraction=0.5)(Derivatives(network), synthetic, scene)
+    half = network.num_parameters // 2
+    for loss, student, start, target in zip(match.loss, match.student, *scene.segments, strict=True):
+        expected = (student - target)[half:].square().sum() / (start - target)[half:].square().sum()
+        torch.testing.assert_close(loss, expected)
 
 
 def test_a_minibatch_larger_than_the_set_is_refused() -> None:
-    TrajectoryMatching(1, 1, 1, synthetic_batch_size=6).check(6)
+    TrajectoryMatching(1, 1, 1, synthetic_batch_size=6).check(2, 3)
     with pytest.raises(ValueError, match="synthetic_batch_size is 7, there are 6 synthetic images"):
-        TrajectoryMatching(1, 1, 1, synthetic_batch_size=7).check(6)
+        TrajectoryMatching(1, 1, 1, synthetic_batch_size=7).check(2, 3)
 
 
 def test_work_counts_what_a_segment_asks_of_the_derivatives(
-    network: FlatNetwork, synthetic: SyntheticImages, segments: Segment, streams: list[Stream]
+    network: FlatNetwork, synthetic: SyntheticImages, scene: Scene
 ) -> None:
     class Counting(Derivatives):
         gradients = sweeps = 0
@@ -119,5 +143,5 @@ def test_work_counts_what_a_segment_asks_of_the_derivatives(
             return super().sweep(theta, images, labels, cotangent, along_theta)
 
     derivatives, objective = Counting(network), TrajectoryMatching(5, 1, 1, synthetic_batch_size=4)
-    objective(derivatives, synthetic, segments, streams).loss.sum().backward()
-    assert objective.work(6) == Work(4, derivatives.gradients // 2, derivatives.sweeps // 2)
+    objective(derivatives, synthetic, scene).loss.sum().backward()
+    assert objective.work(2, 3) == Work(4, derivatives.gradients // 2, derivatives.sweeps // 2)

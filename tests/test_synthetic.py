@@ -35,7 +35,7 @@ def test_start_from_copies(stream: Stream) -> None:
 def test_project_keeps_the_student_lr_at_its_floor_or_above(stepped: float, kept: float) -> None:
     synthetic = SyntheticImages((1, 2, 2), 2, 1, student_lr=0.1, min_student_lr=1e-3)
     synthetic.student_lr.data.fill_(stepped)
-    synthetic.project()
+    synthetic.settle()
     assert float(synthetic.student_lr.detach()) == pytest.approx(kept)
 
 

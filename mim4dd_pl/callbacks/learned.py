@@ -21,7 +21,7 @@ def learned_set(module: DistillationModule, **facts: object) -> Distilled:
     data, synthetic = data_of(module), module.synthetic
     logits = synthetic.label_logits
     return Distilled(
-        images=synthetic.images.detach().cpu().clone(),
+        images=synthetic.result.cpu().clone(),
         labels=synthetic.labels.cpu(),
         label_logits=None if logits is None else logits.detach().cpu().clone(),
         student_lr=synthetic.student_lr.detach().cpu().clone(),

@@ -18,7 +18,7 @@ class Pictures(L.Callback):
             return
         module = cast(DistillationModule, pl_module)
         grid = sheet(learned_set(module))
-        pixels = module.synthetic.images.detach().flatten()
+        pixels = module.synthetic.result.flatten()
         some = pixels[:: 1 + len(pixels) // 1_000_000]  # as many as a histogram needs
         step = trainer.global_step - 1  # Lightning counts the scalars of the same moment from zero
         for logger in trainer.loggers:

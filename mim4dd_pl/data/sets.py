@@ -105,6 +105,11 @@ class ImageSet:
             into.copy_(self.images[rows])
         return replace(self, resident=pixels)
 
+    @property
+    def rarest(self) -> int:
+        """Images of the class that has fewest."""
+        return int(torch.bincount(self.labels, minlength=self.num_classes).min())
+
     def per_class(self, count: int, generator: torch.Generator) -> Tensor:
         """Indices of ``count`` random images of each class without replacement, class by class, shape (C * count,).
 

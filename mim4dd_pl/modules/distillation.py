@@ -8,17 +8,19 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from mim4dd_pl.clipping import Clip, FixedClip
 from mim4dd_pl.data import Batch, ImageDataModule, ImageSet
 from mim4dd_pl.derivatives import Compile, Derivatives, derivatives, worth_compiling
 from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.evaluation import calibrated
-from mim4dd_pl.functional import clip_norm
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.modules.gradients import Gradients, learned, log_values, segment_gradients
 from mim4dd_pl.modules.segments import SegmentDraw
+from mim4dd_pl.modules.settings import check_experts, check_information, check_steps
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
-from mim4dd_pl.objectives import Objective
+from mim4dd_pl.objectives import Objective, Scene
+from mim4dd_pl.objectives.real import real_batch
 from mim4dd_pl.population import Experts, at_once
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.shapes import ImageShape
@@ -35,9 +37,10 @@ _log = logging.getLogger(__name__)
 class DistillationModule(L.LightningModule):
     r"""Minimises host loss + lambda x information term over the synthetic images and the student's learning rate.
 
-    One step: draw ``segments_per_step`` segments of expert trajectories; for each, the objective trains a student on
-    the synthetic images and says how far it is from the expert; the information term contrasts features of synthetic
-    and real images. Images and student learning rate move by one SGD optimiser, heads and critic by Adam.
+    One step has ``segments_per_step`` parts. In each, the host says how far networks that saw the synthetic images are
+    from what they should be, for trajectory matching along a segment of an expert's trajectory; the information term
+    contrasts features of synthetic and real images. Images and student learning rate move by one optimiser, heads and
+    critic by Adam.
 
     Every random number is drawn from (seed, purpose, step, segment), so a resumed run repeats the uninterrupted one.
 
@@ -46,17 +49,21 @@ class DistillationModule(L.LightningModule):
         image_shape: (c, h, w) of one image; the data set sets it.
         num_classes: C; the data set sets it.
         objective: The host.
-        experts: Recipe and folder of the experts; missing ones are trained first.
+        experts: Recipe and folder of the experts; those that the host reads are trained first where they are missing.
         images_per_class: ipc.
         init: Start the images from random real images of their class, or from standard normal noise.
         soft_labels: Learn labels too, from the first expert's view of the initial images; none by default.
         information: Builds the information term; none by default.
         lr_images: Learning rate of the pixels.
         lr_student_lr: Learning rate of the student's learning rate.
-        momentum: Of both.
+        momentum: Of both, with SGD.
         student_lr: Initial student learning rate alpha.
         min_student_lr: alpha is kept at or above this.
-        image_gradient_clip: Longest pixel gradient of a step; longer ones are shortened. Not clipped by default.
+        optimizer: Of images and student learning rate: SGD with ``momentum``, or Adam.
+        image_gradient_clip: Longest pixel gradient of a step, or how it is found; longer ones are shortened. Not
+            clipped by default.
+        image_average: Decay of a moving average of the images, which is evaluated and kept in their place; none by
+            default.
         segments_per_step: Segments whose gradients are averaged in a step.
         compile: Compile the steps of experts, students and inner loop: ``auto`` where a run is long enough to pay for
             it, ``true`` or ``false``.
@@ -67,7 +74,6 @@ class DistillationModule(L.LightningModule):
     segment_target: Tensor
     store: TrajectoryStore
     real: ImageSet
-    segments: SegmentDraw
     derivatives: Derivatives
 
     def __init__(
@@ -86,51 +92,47 @@ class DistillationModule(L.LightningModule):
         momentum: float = 0.5,
         student_lr: float = 0.01,
         min_student_lr: float = 1e-6,
-        image_gradient_clip: float | None = None,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        image_gradient_clip: float | Clip | None = None,
+        image_average: float | None = None,
         segments_per_step: int = 1,
         compile: Compile = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        _check_ranges(
-            lr_images=lr_images,
-            lr_student_lr=lr_student_lr,
-            momentum=momentum,
-            image_gradient_clip=image_gradient_clip,
-            segments_per_step=segments_per_step,
-        )
-        if objective.last_epoch > experts.training.epochs:
-            raise ValueError(
-                f"model.objective.max_start_epoch and model.objective.expert_epochs read expert epoch "
-                f"{objective.last_epoch}, experts are trained for {experts.training.epochs}: raise "
-                "model.experts.training.epochs or lower the others."
-            )
-        if soft_labels is not None and init != "real":
-            raise ValueError("model.soft_labels start as an expert's view of real images: set model.init to real.")
+        check_steps(lr_images, lr_student_lr, momentum, segments_per_step)
+        check_experts(objective, experts, init, soft_labels)
         self.network = FlatNetwork(network, image_shape, num_classes)
         self.objective = objective
         self.experts = experts
         self.init, self.soft_labels = init, soft_labels
         self.lr_images, self.lr_student_lr, self.momentum = lr_images, lr_student_lr, momentum
-        self.image_gradient_clip = image_gradient_clip
+        self.optimizer = optimizer
+        self.image_gradient_clip = (
+            FixedClip(image_gradient_clip) if isinstance(image_gradient_clip, (int, float)) else image_gradient_clip
+        )
         self.segments_per_step = segments_per_step
         self.compiles: Compile = compile  # Module.compile is a method
         self._compiled: bool | None = None
         self._loaded_step: int | None = None
+        self.segments: SegmentDraw | None = None
         self.stream = Stream(seed)
         self._data: ImageDataModule | None = None
         self.synthetic = SyntheticImages(
-            image_shape, num_classes, images_per_class, student_lr, min_student_lr, soft=soft_labels is not None
+            image_shape,
+            num_classes,
+            images_per_class,
+            student_lr,
+            min_student_lr,
+            soft=soft_labels is not None,
+            average=image_average,
         )
-        objective.check(len(self.synthetic))
+        objective.check(images_per_class, num_classes)
         with self.stream.at("heads").as_global():
             self.information = None if information is None else information(self.network.layer_shapes(), num_classes)
-        if self.information is not None and self.information.real_batch_size < segments_per_step:
-            raise ValueError(
-                f"model.information.real_batch_size must be at least model.segments_per_step, got "
-                f"{self.information.real_batch_size} for {segments_per_step} segments."
-            )
+        if self.information is not None:
+            check_information(self.information, objective, segments_per_step)
         empty = torch.empty(segments_per_step, self.network.num_parameters)
         self.register_buffer("segment_start", empty, persistent=False)
         self.register_buffer("segment_target", empty.clone(), persistent=False)
@@ -174,23 +176,25 @@ class DistillationModule(L.LightningModule):
     def on_fit_start(self) -> None:
         data = cast(ImageDataModule, self._data)
         self.real = data.train.to(self.device)
-        if self.experts.missing(self.store):
-            if (epochs := self.experts.training.epochs) > self.objective.last_epoch:
-                _log.info("Experts get %d epochs, segments read %d of them.", epochs, self.objective.last_epoch)
-            training = ExpertTrainer(self.experts, self.store, self.network, data, self.device, self.compiles)
-            while training.train_some():
-                pass
+        if (read := self.objective.epochs) is not None:
+            if self.experts.missing(self.store):
+                if (epochs := self.experts.training.epochs) > read.last:
+                    _log.info("Experts get %d epochs, segments read %d of them.", epochs, read.last)
+                training = ExpertTrainer(self.experts, self.store, self.network, data, self.device, self.compiles)
+                while training.train_some():
+                    pass
+            self.segments = SegmentDraw(self.store, self.experts, read, self.stream, self.segments_per_step)
         if self.soft_labels is not None and self._loaded_step is None:
             self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.images)))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
-        self.segments = SegmentDraw(self.store, self.experts, self.objective, self.stream, self.segments_per_step)
 
     def on_fit_end(self) -> None:
-        self.segments.close()
+        if self.segments is not None:
+            self.segments.close()
 
     def choose_derivatives(self, steps: int) -> Derivatives:
         """Compiled or plain derivatives of the inner loop, for so many outer steps."""
-        work = self.objective.work(len(self.synthetic))
+        work = self.objective.work(self.synthetic.images_per_class, self.network.num_classes)
         if self._compiled is None:
             segments = steps * self.segments_per_step
             whole = work._replace(gradients=segments * work.gradients, sweeps=segments * work.sweeps)
@@ -218,7 +222,9 @@ class DistillationModule(L.LightningModule):
         ]
         if self.soft_labels is not None:
             groups.append({"params": [cast(Tensor, self.synthetic.label_logits)], "lr": self.soft_labels.lr})
-        images_and_lr = torch.optim.SGD(groups, momentum=self.momentum)
+        images_and_lr = (
+            torch.optim.SGD(groups, momentum=self.momentum) if self.optimizer == "sgd" else torch.optim.Adam(groups)
+        )
         if self.information is None or not learned(self.information):
             return [images_and_lr]
         return [images_and_lr, torch.optim.Adam(learned(self.information), lr=self.information.lr)]
@@ -241,13 +247,13 @@ class DistillationModule(L.LightningModule):
                 "model.lr_student_lr or the weight of a literal information term, or set model.image_gradient_clip."
             )
         if self.image_gradient_clip is not None:
-            gradient = clip_norm(gradient, self.image_gradient_clip)
+            gradient = self.image_gradient_clip(gradient)
         self.synthetic.images.grad = gradient
         self.synthetic.student_lr.grad = lr_gradient
         if self.synthetic.label_logits is not None:
             self.synthetic.label_logits.grad = mean.host_labels
         self._step_optimizers(mean.information_parameters)
-        self.synthetic.project()
+        self.synthetic.settle()
         self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
 
     def mean_gradients(self, step: int) -> Gradients:
@@ -259,19 +265,24 @@ class DistillationModule(L.LightningModule):
     def _segment_gradients(self, step: int, indices: Sequence[int]) -> Gradients:
         """The sum over some segments of a step, computed together."""
         streams = [self.stream.at("segment", step, index) for index in indices]
-        segments = self._load_segments(step, indices)
         inner = [stream.at("inner loop") for stream in streams]
-        match = self.objective(self.derivatives, self.synthetic, segments, inner)
+        scene = Scene(self.real, self._load_segments(step, indices), self.stream.at("step", step), inner)
+        match = self.objective(self.derivatives, self.synthetic, scene)
         real = [] if self.information is None else [self._real_batch(stream.at("real batch")) for stream in streams]
         return segment_gradients(match, self.synthetic, self.network, self.information, real)
 
     def _real_batch(self, stream: Stream) -> Batch:
         # The real images of a step are dealt to its segments: their forward pass is what the term costs.
-        count = cast(InformationTerm, self.information).real_batch_size // self.segments_per_step
+        term = cast(InformationTerm, self.information)
+        count = term.real_batch_size // self.segments_per_step
+        if term.real_sampling == "balanced":
+            return real_batch(self.real, max(1, count // self.network.num_classes), stream)
         chosen = torch.randint(len(self.real), (count,), generator=stream.generator())
         return self.real.batch(chosen.to(self.device))
 
-    def _load_segments(self, step: int, indices: Sequence[int]) -> Segment:
+    def _load_segments(self, step: int, indices: Sequence[int]) -> Segment | None:
+        if self.segments is None:
+            return None
         for index in indices:
             segment = self.segments.read(step, index)
             self.segment_start[index].copy_(segment.start)
@@ -298,21 +309,3 @@ class DistillationModule(L.LightningModule):
 
     def test_step(self, batch: object, batch_idx: int) -> None:
         """Nothing: the Evaluation callback trains students and shows them the batches."""
-
-
-def _check_ranges(
-    lr_images: float,
-    lr_student_lr: float,
-    momentum: float,
-    image_gradient_clip: float | None,
-    segments_per_step: int,
-) -> None:
-    for name, value in (("lr_images", lr_images), ("lr_student_lr", lr_student_lr)):
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"model.{name} must be at least 0 and finite, got {value}.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"model.momentum must lie in [0, 1), got {momentum}.")
-    if image_gradient_clip is not None and not 0 < image_gradient_clip < float("inf"):
-        raise ValueError(f"model.image_gradient_clip must be positive and finite, got {image_gradient_clip}.")
-    if segments_per_step < 1:
-        raise ValueError(f"model.segments_per_step must be at least 1, got {segments_per_step}.")

@@ -46,8 +46,9 @@ def segment_gradients(
     loss = match.loss.sum()
     keep = information is not None and information.through_student
     logits = [] if synthetic.label_logits is None else [synthetic.label_logits]
+    # Not every host depends on the student's learning rate or on labels.
     host_images, host_lr, *host_labels = torch.autograd.grad(
-        loss, (synthetic.images, synthetic.student_lr, *logits), retain_graph=keep
+        loss, (synthetic.images, synthetic.student_lr, *logits), retain_graph=keep, materialize_grads=True
     )
     term = information_gradients(match, synthetic, network, information, real)
     labels = host_labels[0] if host_labels else loss.new_zeros(0)
@@ -67,7 +68,8 @@ def information_gradients(
         nothing = images.new_zeros(0)
         return images.new_zeros(()), nothing, torch.zeros_like(images), torch.zeros_like(student_lr), nothing
     terms = []
-    for student, expert, batch in zip(match.student, match.expert, real, strict=True):
+    experts = [None] * len(real) if match.expert is None else match.expert
+    for student, expert, batch in zip(match.student, experts, real, strict=True):
         sees_synthetic, sees_real = information.features_of(student, expert)
         term: Information = information(
             network.layers(sees_synthetic, images),

@@ -1,12 +1,15 @@
-"""What a host objective is: it trains a student on the synthetic images and says how good the result is."""
+"""What a host objective is: it says how far networks that saw the synthetic images are from what they should be."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
+from mim4dd_pl.data.sets import ImageSet
 from mim4dd_pl.derivatives import Derivatives, Work
+from mim4dd_pl.objectives.epochs import Epochs
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.synthetic import SyntheticImages
 from mim4dd_pl.trajectories import Segment
@@ -16,51 +19,59 @@ class Match(NamedTuple):
     """A host's answer for K segments.
 
     Args:
-        loss: Of each segment, shape (K,), with a graph to the synthetic images and the student's learning rate.
+        loss: Of each segment, shape (K,), with a graph to the synthetic images, their soft labels and the student's
+            learning rate, as far as the host depends on them.
         student: Parameters of the networks that saw the synthetic images, shape (K, P), with the same graph.
-        expert: Parameters of the networks that saw the real images, shape (K, P).
+        expert: Parameters of networks trained on real images, shape (K, P); None for hosts that read none.
     """
 
     loss: Tensor
     student: Tensor
-    expert: Tensor
+    expert: Tensor | None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a host may look at beside the synthetic images, for K segments of an outer step.
+
+    Args:
+        real: The training images, on the device.
+        segments: Expert parameters at epochs t and t + M, each of shape (K, P); None for hosts without ``epochs``.
+        step: Decides what the segments of an outer step share.
+        streams: Decide minibatches, augmentation and fresh networks, one for each segment.
+    """
+
+    real: ImageSet
+    segments: Segment | None
+    step: Stream
+    streams: Sequence[Stream]
 
 
 class Objective(ABC):
     """A host: what the synthetic images should match.
 
     Attributes:
-        max_start_epoch: Segments start at an epoch t in 0..max_start_epoch-1.
-        expert_epochs: M; segments end at t + M.
-        unroll_steps: N; inner steps of a student.
+        epochs: Which epochs of experts it reads; None if it reads none.
+        unroll_steps: N; inner steps of a student, at most.
     """
 
-    max_start_epoch: int
-    expert_epochs: int
-    unroll_steps: int
+    epochs: Epochs | None = None
+    unroll_steps: int = 1
 
-    @property
-    def last_epoch(self) -> int:
-        """The latest expert epoch that is ever read."""
-        return self.max_start_epoch - 1 + self.expert_epochs
-
-    @abstractmethod
-    def check(self, num_images: int) -> None:
+    def check(self, images_per_class: int, num_classes: int) -> None:
         """Raise ValueError if the settings cannot work with so many synthetic images."""
+        return
 
     @abstractmethod
-    def work(self, num_images: int) -> Work:
-        """What one segment asks of the derivatives."""
+    def work(self, images_per_class: int, num_classes: int) -> Work:
+        """What one segment asks of the derivatives, on average."""
 
     @abstractmethod
-    def __call__(
-        self, derivatives: Derivatives, synthetic: SyntheticImages, segments: Segment, streams: Sequence[Stream]
-    ) -> Match:
-        """Match K segments of experts, each as if it were alone.
+    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
+        """Match K segments, each as if it were alone.
 
         Args:
             derivatives: Of the students' loss.
             synthetic: Images, labels and student learning rate to learn.
-            segments: Expert parameters at epochs t and t + M, each of shape (K, P).
-            streams: Decide minibatches and augmentation, one for each segment.
+            scene: The real side, and what decides.
         """

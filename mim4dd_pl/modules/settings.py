@@ -1,0 +1,50 @@
+"""What a distillation refuses before anything is built or written."""
+
+import math
+
+from mim4dd_pl.information import InformationTerm
+from mim4dd_pl.objectives import Objective
+from mim4dd_pl.population import Experts
+from mim4dd_pl.synthetic import SoftLabels
+
+
+def check_steps(lr_images: float, lr_student_lr: float, momentum: float, segments_per_step: int) -> None:
+    """Refuse numbers of an outer step that are out of their range."""
+    for name, value in (("lr_images", lr_images), ("lr_student_lr", lr_student_lr)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"model.{name} must be at least 0 and finite, got {value}.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"model.momentum must lie in [0, 1), got {momentum}.")
+    if segments_per_step < 1:
+        raise ValueError(f"model.segments_per_step must be at least 1, got {segments_per_step}.")
+
+
+def check_experts(objective: Objective, experts: Experts, init: str, soft_labels: SoftLabels | None) -> None:
+    """Refuse a host that reads epochs which experts do not have, and soft labels that no expert can start."""
+    if objective.epochs is not None and objective.epochs.last > experts.training.epochs:
+        raise ValueError(
+            f"model.objective.max_start_epoch and model.objective.expert_epochs read expert epoch "
+            f"{objective.epochs.last}, experts are trained for {experts.training.epochs}: raise "
+            "model.experts.training.epochs or lower the others."
+        )
+    if soft_labels is not None and init != "real":
+        raise ValueError("model.soft_labels start as an expert's view of real images: set model.init to real.")
+    if soft_labels is not None and objective.epochs is None:
+        raise ValueError(
+            f"model.soft_labels start as an expert's view, and {type(objective).__name__} reads no experts: take "
+            "TrajectoryMatching, or leave model.soft_labels out."
+        )
+
+
+def check_information(information: InformationTerm, objective: Objective, segments_per_step: int) -> None:
+    """Refuse a term that the host or its segments cannot serve."""
+    if information.real_batch_size < segments_per_step:
+        raise ValueError(
+            f"model.information.real_batch_size must be at least model.segments_per_step, got "
+            f"{information.real_batch_size} for {segments_per_step} segments."
+        )
+    if information.needs_expert and objective.epochs is None:
+        raise ValueError(
+            f"model.information.networks is own, and {type(objective).__name__} reads no experts to see the real "
+            "images: set it to shared or student."
+        )

@@ -1,0 +1,60 @@
+"""Distribution matching: features of the synthetic images should have the mean of real ones."""
+
+import torch
+from torch import Tensor
+
+from mim4dd_pl.augment import DSA
+from mim4dd_pl.derivatives import Derivatives, Work
+from mim4dd_pl.functional import mean_discrepancy
+from mim4dd_pl.objectives.base import Match, Objective, Scene
+from mim4dd_pl.objectives.minibatches import check_positive
+from mim4dd_pl.objectives.real import fresh, real_batch
+from mim4dd_pl.randomness import Stream
+from mim4dd_pl.synthetic import SyntheticImages
+
+
+class DistributionMatching(Objective):
+    r"""DM: per class, the mean feature of the synthetic images should be that of real ones, in fresh networks.
+
+    .. math:: L = \sum_c \Big\| \frac{1}{|S_c|} \sum_{x \in S_c} \psi(x)
+              - \frac{1}{|T_c|} \sum_{x \in T_c} \psi(x) \Big\|^2
+
+    psi is the last feature map of a network that is initialised anew in each outer step. Labels are not asked for: soft
+    ones do not learn.
+
+    Source: Zhao & Bilen 2023 (arXiv:2110.04181), Eq. 5.
+
+    Args:
+        real_per_class: Real images of each class.
+        augment: Augmentation with one draw for each class, which its synthetic and real images share; none by default.
+    """
+
+    def __init__(self, real_per_class: int = 256, augment: DSA | None = None) -> None:
+        check_positive(real_per_class=real_per_class)
+        self.real_per_class = real_per_class
+        self.augment = augment
+
+    def __repr__(self) -> str:
+        return f"DistributionMatching(real_per_class={self.real_per_class}, augment={self.augment})"
+
+    def work(self, images_per_class: int, num_classes: int) -> Work:
+        return Work(images_per_class * num_classes, gradients=0)
+
+    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
+        network, classes = derivatives.network, derivatives.network.num_classes
+        students = fresh(network, scene.streams, synthetic.images)
+        losses = []
+        for theta, stream in zip(students, scene.streams, strict=True):
+            batch = real_batch(scene.real, self.real_per_class, stream)
+            with torch.no_grad():
+                real = network.layers(theta, self._augmented(batch.images, classes, stream))[-1]
+            learned = network.layers(theta, self._augmented(synthetic.images, classes, stream))[-1]
+            pairs = zip(learned.flatten(1).chunk(classes), real.flatten(1).chunk(classes), strict=True)
+            losses.append(torch.stack([mean_discrepancy(*pair) for pair in pairs]).sum())
+        return Match(torch.stack(losses), students, None)
+
+    def _augmented(self, images: Tensor, classes: int, stream: Stream) -> Tensor:
+        if self.augment is None:
+            return images
+        parts = enumerate(images.chunk(classes))
+        return torch.cat([self.augment.siamese(part, stream.at("augment", label)) for label, part in parts])

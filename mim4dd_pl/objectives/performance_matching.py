@@ -1,0 +1,112 @@
+"""Performance matching: students trained on the synthetic images should classify real ones."""
+
+import torch
+from torch import Tensor
+
+from mim4dd_pl.augment import DSA
+from mim4dd_pl.derivatives import Derivatives, Work
+from mim4dd_pl.objectives.base import Match, Objective, Scene
+from mim4dd_pl.objectives.minibatches import Chunks, check_positive, check_size
+from mim4dd_pl.objectives.real import fresh, real_batch
+from mim4dd_pl.optimizers import InnerOptimizer, Momentum
+from mim4dd_pl.randomness import Stream
+from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
+
+
+class PerformanceMatching(Objective):
+    r"""BPTT: the cross-entropy on real images of a student that was trained on the synthetic ones from scratch.
+
+    .. math:: L = CE(\theta_N; X_{real}),\qquad \theta_0 \text{ fresh}
+
+    With a ``window`` of W steps it is RaT-BPTT: the student is trained for a random number of steps in W..N, of which
+    the last W are differentiated.
+
+    Source: Deng & Russakovsky 2022 (arXiv:2206.02916), Section 3; Feng et al. 2024 (arXiv:2311.07025), Algorithm 1.
+
+    Args:
+        unroll_steps: N, at least 1.
+        window: W, at most N; all steps by default.
+        real_per_class: Real images of each class that the student is tested on, another draw in each outer step.
+        synthetic_batch_size: Synthetic images per inner step, a multiple of the classes, as many of each; all of them
+            by default.
+        augment: Augmentation: one draw for an outer step, which all its synthetic and real images share; none by
+            default.
+        optimizer: How the student moves along its gradient; momentum 0.9 by default.
+        unroll: How to differentiate; exact in constant memory by default.
+    """
+
+    def __init__(
+        self,
+        unroll_steps: int,
+        window: int | None = None,
+        real_per_class: int = 64,
+        synthetic_batch_size: int | None = None,
+        augment: DSA | None = None,
+        optimizer: InnerOptimizer | None = None,
+        unroll: Unroll | None = None,
+    ) -> None:
+        check_positive(
+            unroll_steps=unroll_steps,
+            window=window,
+            real_per_class=real_per_class,
+            synthetic_batch_size=synthetic_batch_size,
+        )
+        if window is not None and window > unroll_steps:
+            raise ValueError(
+                f"model.objective.window must be at most model.objective.unroll_steps, got {window} and {unroll_steps}."
+            )
+        self.unroll_steps = unroll_steps
+        self.window = window
+        self.real_per_class = real_per_class
+        self.synthetic_batch_size = synthetic_batch_size
+        self.augment = augment
+        self.optimizer = Momentum() if optimizer is None else optimizer
+        self.unroll = ExactUnroll() if unroll is None else unroll
+
+    def __repr__(self) -> str:
+        return (
+            f"PerformanceMatching(unroll_steps={self.unroll_steps}, window={self.window}, "
+            f"real_per_class={self.real_per_class}, synthetic_batch_size={self.synthetic_batch_size}, "
+            f"augment={self.augment}, optimizer={self.optimizer}, unroll={type(self.unroll).__name__})"
+        )
+
+    def check(self, images_per_class: int, num_classes: int) -> None:
+        check_size(self.synthetic_batch_size, images_per_class * num_classes)
+        if self.synthetic_batch_size is not None and self.synthetic_batch_size % num_classes:
+            raise ValueError(
+                f"model.objective.synthetic_batch_size must be a multiple of the {num_classes} classes, got "
+                f"{self.synthetic_batch_size}."
+            )
+
+    def work(self, images_per_class: int, num_classes: int) -> Work:
+        size = self.synthetic_batch_size or images_per_class * num_classes
+        window = self._shortest()
+        mean = (window + self.unroll_steps) // 2
+        whole = isinstance(self.unroll, FullGraphUnroll)
+        return Work(size, gradients=0 if whole else mean, sweeps=0 if whole else window)
+
+    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
+        classes = derivatives.network.num_classes
+        size = self.synthetic_batch_size or len(synthetic)
+        minibatch = Chunks(size, scene.streams, self._augmented, balanced=True, num_classes=classes)
+        window, steps = self._shortest(), self._steps(scene.step)
+        loop = InnerLoop(derivatives, self.optimizer, minibatch, steps, range(steps - window, steps))
+        start = fresh(derivatives.network, scene.streams, synthetic.images)
+        student = self.unroll(loop, synthetic.images, synthetic.targets, synthetic.student_lr, start)
+        real = [real_batch(scene.real, self.real_per_class, stream) for stream in scene.streams]
+        images = [self._augmented(batch.images, stream) for batch, stream in zip(real, scene.streams, strict=True)]
+        loss = derivatives.loss(student, torch.stack(images), torch.stack([batch.labels for batch in real]))
+        return Match(loss, student, None)
+
+    def _shortest(self) -> int:
+        # An estimate shortens the inner loop.
+        return min(self.window or self.unroll_steps, self.unroll_steps)
+
+    def _steps(self, stream: Stream) -> int:
+        """How long the students of an outer step are trained."""
+        spare = self.unroll_steps - self._shortest()
+        return self._shortest() + int(torch.randint(spare + 1, (), generator=stream.at("steps").generator()))
+
+    def _augmented(self, images: Tensor, stream: Stream, step: int = 0) -> Tensor:
+        return images if self.augment is None else self.augment.siamese(images, stream.at("augment"))

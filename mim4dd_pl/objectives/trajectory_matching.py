@@ -1,0 +1,88 @@
+"""Trajectory matching: students should go where experts went."""
+
+import torch
+from torch import Tensor
+
+from mim4dd_pl.augment import DSA
+from mim4dd_pl.derivatives import Derivatives, Work
+from mim4dd_pl.functional import parameter_distance
+from mim4dd_pl.objectives.base import Match, Objective, Scene
+from mim4dd_pl.objectives.epochs import Epochs, MovingWindow
+from mim4dd_pl.objectives.minibatches import Chunks, check_positive, check_size
+from mim4dd_pl.optimizers import SGD, InnerOptimizer
+from mim4dd_pl.randomness import Stream
+from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
+
+
+class TrajectoryMatching(Objective):
+    """MTT: N steps on the synthetic images should take a student where M epochs on the real ones took the expert.
+
+    Source: Cazenavette et al. 2022 (arXiv:2203.11932), Algorithm 1.
+
+    Args:
+        unroll_steps: N, at least 1.
+        expert_epochs: M, at least 1.
+        max_start_epoch: Segments start uniformly in 0..max_start_epoch-1; at least 1.
+        synthetic_batch_size: Synthetic images per inner step; all of them by default. A pass is a permutation cut
+            into chunks of this size; a remainder is left out, so that every step has the same shape.
+        augment: Augmentation in the inner loop, parameters per image; none by default.
+        optimizer: How the student moves along its gradient; plain SGD, as the experts do, by default.
+        unroll: How to differentiate; exact in constant memory by default.
+        moving: Start epochs that grow later during the run (DATM); uniform from the first step on by default.
+        ignored_fraction: Shallowest part of the parameters that is not compared, in [0, 1); 0 by default.
+            Source: Li et al. 2024, PAD (arXiv:2408.03360), who match deep layers only.
+    """
+
+    def __init__(
+        self,
+        unroll_steps: int,
+        expert_epochs: int,
+        max_start_epoch: int,
+        synthetic_batch_size: int | None = None,
+        augment: DSA | None = None,
+        optimizer: InnerOptimizer | None = None,
+        unroll: Unroll | None = None,
+        moving: MovingWindow | None = None,
+        ignored_fraction: float = 0.0,
+    ) -> None:
+        check_positive(unroll_steps=unroll_steps, synthetic_batch_size=synthetic_batch_size)
+        if not 0 <= ignored_fraction < 1:
+            raise ValueError(f"model.objective.ignored_fraction must lie in [0, 1), got {ignored_fraction}.")
+        self.epochs = Epochs(max_start_epoch, expert_epochs, moving)
+        self.unroll_steps = unroll_steps
+        self.synthetic_batch_size = synthetic_batch_size
+        self.augment = augment
+        self.optimizer = SGD() if optimizer is None else optimizer
+        self.unroll = ExactUnroll() if unroll is None else unroll
+        self.ignored_fraction = ignored_fraction
+
+    def __repr__(self) -> str:
+        return (
+            f"TrajectoryMatching(unroll_steps={self.unroll_steps}, epochs={self.epochs}, "
+            f"synthetic_batch_size={self.synthetic_batch_size}, augment={self.augment}, optimizer={self.optimizer}, "
+            f"unroll={type(self.unroll).__name__}, ignored_fraction={self.ignored_fraction})"
+        )
+
+    def check(self, images_per_class: int, num_classes: int) -> None:
+        check_size(self.synthetic_batch_size, images_per_class * num_classes)
+
+    def work(self, images_per_class: int, num_classes: int) -> Work:
+        size = self.synthetic_batch_size or images_per_class * num_classes
+        # Students of a full graph ask for losses only, and differentiate them on their own.
+        sweeps = 0 if isinstance(self.unroll, FullGraphUnroll) else self.unroll_steps
+        return Work(size, gradients=sweeps, sweeps=sweeps)
+
+    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
+        assert scene.segments is not None
+        start, target = scene.segments
+        minibatch = Chunks(self.synthetic_batch_size or len(synthetic), scene.streams, self._augmented)
+        loop = InnerLoop(derivatives, self.optimizer, minibatch, self.unroll_steps)
+        student = self.unroll(loop, synthetic.images, synthetic.targets, synthetic.student_lr, start)
+        first = int(self.ignored_fraction * start.shape[1])
+        compared = (rows[:, first:] for rows in (student, target, start))
+        losses = [parameter_distance(*rows) for rows in zip(*compared, strict=True)]
+        return Match(torch.stack(losses), student, target)
+
+    def _augmented(self, images: Tensor, stream: Stream, step: int) -> Tensor:
+        return images if self.augment is None else self.augment(images, stream.at("augment", step))
