@@ -170,7 +170,6 @@ class InformationTerm(nn.Module):
         self.through_student = through_student
         self.real_batch_size = real_batch_size
         self.lr = lr
-        self.real_sampling = "uniform"
         self.layer_weights: Tensor
         self.register_buffer("layer_weights", layer_weights(len(layer_shapes), layer_decay), persistent=False)
 
@@ -183,12 +182,7 @@ class InformationTerm(nn.Module):
         """
         return host.new_tensor(self.weight) if self.balance == "literal" else balance(host, term, self.weight)
 
-    @property
-    def needs_expert(self) -> bool:
-        """Whether real images are seen by a network that was trained on them."""
-        return self.networks == "own"
-
-    def features_of(self, student: Tensor, expert: Tensor | None) -> tuple[Tensor, Tensor]:
+    def features_of(self, student: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters, each (P,), through which synthetic and real images are seen.
 
         Args:
@@ -197,7 +191,6 @@ class InformationTerm(nn.Module):
         """
         if not self.through_student:
             student = student.detach()
-        expert = student if expert is None else expert
         return {"expert": (expert, expert), "student": (student, student), "own": (student, expert)}[self.networks]
 
     def forward(

@@ -15,12 +15,13 @@ from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.evaluation import calibrated
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
-from mim4dd_pl.modules.gradients import Gradients, learned, log_values, segment_gradients
+from mim4dd_pl.modules.gradients import Gradients, information_batch, log_values, segment_gradients
+from mim4dd_pl.modules.optimization import OuterOptimizer, outer_optimizers, set_gradients
+from mim4dd_pl.modules.optimization import step as step_all
 from mim4dd_pl.modules.segments import SegmentDraw
 from mim4dd_pl.modules.settings import check_experts, check_information, check_steps
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 from mim4dd_pl.objectives import Objective, Scene
-from mim4dd_pl.objectives.real import real_batch
 from mim4dd_pl.population import Experts, at_once
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.shapes import ImageShape
@@ -92,7 +93,7 @@ class DistillationModule(L.LightningModule):
         momentum: float = 0.5,
         student_lr: float = 0.01,
         min_student_lr: float = 1e-6,
-        optimizer: Literal["sgd", "adam"] = "sgd",
+        optimizer: OuterOptimizer = "sgd",
         image_gradient_clip: float | Clip | None = None,
         image_average: float | None = None,
         segments_per_step: int = 1,
@@ -216,18 +217,15 @@ class DistillationModule(L.LightningModule):
         return max(self.global_step, self._loaded_step or 0)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        groups = [
-            {"params": [self.synthetic.images], "lr": self.lr_images},
-            {"params": [self.synthetic.student_lr], "lr": self.lr_student_lr},
-        ]
-        if self.soft_labels is not None:
-            groups.append({"params": [cast(Tensor, self.synthetic.label_logits)], "lr": self.soft_labels.lr})
-        images_and_lr = (
-            torch.optim.SGD(groups, momentum=self.momentum) if self.optimizer == "sgd" else torch.optim.Adam(groups)
+        return outer_optimizers(
+            self.synthetic,
+            self.information,
+            self.optimizer,
+            self.momentum,
+            self.lr_images,
+            self.lr_student_lr,
+            0.0 if self.soft_labels is None else self.soft_labels.lr,
         )
-        if self.information is None or not learned(self.information):
-            return [images_and_lr]
-        return [images_and_lr, torch.optim.Adam(learned(self.information), lr=self.information.lr)]
 
     # --- one step
 
@@ -248,11 +246,8 @@ class DistillationModule(L.LightningModule):
             )
         if self.image_gradient_clip is not None:
             gradient = self.image_gradient_clip(gradient)
-        self.synthetic.images.grad = gradient
-        self.synthetic.student_lr.grad = lr_gradient
-        if self.synthetic.label_logits is not None:
-            self.synthetic.label_logits.grad = mean.host_labels
-        self._step_optimizers(mean.information_parameters)
+        set_gradients(self.synthetic, self.information, gradient, lr_gradient, mean)
+        step_all(self.optimizers())
         self.synthetic.settle()
         self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
 
@@ -268,17 +263,14 @@ class DistillationModule(L.LightningModule):
         inner = [stream.at("inner loop") for stream in streams]
         scene = Scene(self.real, self._load_segments(step, indices), self.stream.at("step", step), inner)
         match = self.objective(self.derivatives, self.synthetic, scene)
-        real = [] if self.information is None else [self._real_batch(stream.at("real batch")) for stream in streams]
+        real = [] if self.information is None else [self._real_images(stream) for stream in streams]
         return segment_gradients(match, self.synthetic, self.network, self.information, real)
 
-    def _real_batch(self, stream: Stream) -> Batch:
+    def _real_images(self, stream: Stream) -> Batch:
         # The real images of a step are dealt to its segments: their forward pass is what the term costs.
-        term = cast(InformationTerm, self.information)
-        count = term.real_batch_size // self.segments_per_step
-        if term.real_sampling == "balanced":
-            return real_batch(self.real, max(1, count // self.network.num_classes), stream)
-        chosen = torch.randint(len(self.real), (count,), generator=stream.generator())
-        return self.real.batch(chosen.to(self.device))
+        information = cast(InformationTerm, self.information)
+        count = information.real_batch_size // self.segments_per_step
+        return information_batch(information, self.real, count, stream.at("real batch"))
 
     def _load_segments(self, step: int, indices: Sequence[int]) -> Segment | None:
         if self.segments is None:
@@ -289,18 +281,6 @@ class DistillationModule(L.LightningModule):
             self.segment_target[index].copy_(segment.target)
         rows = slice(indices[0], indices[-1] + 1)
         return Segment(self.segment_start[rows], self.segment_target[rows])
-
-    def _step_optimizers(self, information_gradient: Tensor) -> None:
-        own = learned(self.information)
-        parts = information_gradient.split([parameter.numel() for parameter in own])
-        for parameter, part in zip(own, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
-        optimizers = cast(Any, self.optimizers())
-        images_and_lr, *heads = optimizers if isinstance(optimizers, list) else [optimizers]
-        images_and_lr.step()
-        for optimizer in heads:
-            # The plain optimiser inside: Lightning counts every step of its own wrapper towards max_steps.
-            optimizer.optimizer.step()
 
     # --- evaluation
 

@@ -6,10 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mim4dd_pl.data import Batch
+from mim4dd_pl.data import Batch, ImageSet
 from mim4dd_pl.information import Information, InformationTerm
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.objectives import Match
+from mim4dd_pl.objectives.real import real_batch
+from mim4dd_pl.randomness import Stream
 from mim4dd_pl.synthetic import SyntheticImages
 
 
@@ -84,6 +86,14 @@ def information_gradients(
     gradients = torch.autograd.grad(loss, (images, student_lr, *own), allow_unused=True, materialize_grads=True)
     flat = torch.cat([images.new_zeros(0), *(gradient.reshape(-1) for gradient in gradients[2:])])
     return loss.detach(), bounds, gradients[0], gradients[1], flat
+
+
+def information_batch(information: InformationTerm, real: ImageSet, count: int, stream: Stream) -> Batch:
+    """``count`` real images for the term, random or balanced over the classes as it wants them."""
+    if information.real_sampling == "balanced":
+        return real_batch(real, max(1, count // real.num_classes), stream)
+    chosen = torch.randint(len(real), (count,), generator=stream.generator())
+    return real.batch(chosen.to(real.labels.device))
 
 
 def learned(information: InformationTerm | None) -> list[nn.Parameter]:

@@ -1,0 +1,67 @@
+"""The optimisers of an outer step: one for images, student learning rate and labels, one for heads and critic."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mim4dd_pl.information import InformationTerm
+from mim4dd_pl.modules.gradients import Gradients, learned
+from mim4dd_pl.synthetic import SyntheticImages
+
+OuterOptimizer = Literal["sgd", "adam"]
+
+
+def outer_optimizers(
+    synthetic: SyntheticImages,
+    information: InformationTerm | None,
+    kind: OuterOptimizer,
+    momentum: float,
+    lr_images: float,
+    lr_student_lr: float,
+    lr_labels: float,
+) -> list[torch.optim.Optimizer]:
+    """One optimiser with a group for each of images, student learning rate and soft labels; one more for the term.
+
+    They are one optimiser because Lightning counts every step of each towards ``max_steps``.
+    """
+    groups = [
+        {"params": [synthetic.images], "lr": lr_images},
+        {"params": [synthetic.student_lr], "lr": lr_student_lr},
+    ]
+    if synthetic.label_logits is not None:
+        groups.append({"params": [synthetic.label_logits], "lr": lr_labels})
+    outer = torch.optim.SGD(groups, momentum=momentum) if kind == "sgd" else torch.optim.Adam(groups)
+    if information is None or not learned(information):
+        return [outer]
+    return [outer, torch.optim.Adam(learned(information), lr=information.lr)]
+
+
+def set_gradients(
+    synthetic: SyntheticImages, information: InformationTerm | None, images: Tensor, student_lr: Tensor, mean: Gradients
+) -> None:
+    """Hand the gradients of an outer step to the parameters.
+
+    Args:
+        synthetic: Gets those of images, student learning rate and soft labels.
+        information: Gets those of heads and critic.
+        images: Of the images, both terms joined.
+        student_lr: Likewise of the student learning rate.
+        mean: Those of which nothing has to be joined.
+    """
+    synthetic.images.grad, synthetic.student_lr.grad = images, student_lr
+    if synthetic.label_logits is not None:
+        synthetic.label_logits.grad = mean.host_labels
+    own = learned(information)
+    parts = mean.information_parameters.split([parameter.numel() for parameter in own])
+    for parameter, part in zip(own, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def step(optimizers: Any) -> None:
+    """One step of each, counted once: the first through Lightning's wrapper, the others without it."""
+    first, *others = optimizers if isinstance(optimizers, Sequence) else [optimizers]
+    first.step()
+    for optimizer in others:
+        optimizer.optimizer.step()
