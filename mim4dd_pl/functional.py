@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, one_hot
 
 # --- hosts ---------------------------------------------------------------------------------------------------------
 
@@ -208,6 +208,38 @@ def infonce_bound(logits: Tensor, positive: Tensor) -> Tensor:
     return torch.where(positive.any(), bound, torch.nan)
 
 
+def class_mean_distance(
+    synthetic: Tensor, real: Tensor, synthetic_labels: Tensor, real_labels: Tensor, num_classes: int
+) -> Tensor:
+    r"""Squared distance of the class means of synthetic and real embeddings: attraction without contrast.
+
+    .. math:: L_k = \frac{1}{|B|} \sum_{c \in B} \Big\| \frac{1}{|S_c|} \sum_{i \in S_c} z_i
+              - \frac{1}{|R_c|} \sum_{j \in R_c} z'_j \Big\|^2
+
+    S_c and R_c are the images of class c, B the classes that both sides have. Zero where the means agree, at most 4 on
+    the unit sphere. Zero, with zero gradient, when B is empty.
+
+    Source: the discrepancy of Zhao & Bilen 2023 (arXiv:2110.04181), averaged over classes instead of added.
+
+    Args:
+        synthetic: z, shape (S, d).
+        real: z', shape (R, d).
+        synthetic_labels: Shape (S,), int64 in 0..C-1.
+        real_labels: Shape (R,), the same.
+        num_classes: C.
+
+    Returns:
+        Mean squared distance, shape ().
+    """
+    means, present = [], []
+    for points, labels in ((synthetic, synthetic_labels), (real, real_labels)):
+        members = one_hot(labels, num_classes).to(points)  # (S, C) and (R, C)
+        counts = members.sum(0)
+        means.append(members.T @ points / counts.clamp(min=1)[:, None])
+        present.append(counts > 0)
+    return _mean_where((means[0] - means[1]).square().sum(1), present[0] & present[1])
+
+
 def layer_weights(num_layers: int, layer_decay: float) -> Tensor:
     r"""Weights of the layers in the sum of Eq. 2.17, deeper layers weighing more.
 
@@ -232,8 +264,9 @@ def balance(host: Tensor, term: Tensor, share: float) -> Tensor:
 
     .. math:: \lambda \, \|g_{host}\| \,/\, \|g_{term}\|
 
-    Zero when the term has no gradient. The paper's literal weight has no such meaning: at MTT's step sizes it drowns
-    the host (its scale grows with C), which is why this form is the default.
+    Zero when the term has no gradient, lambda itself when the host has none: without a host there is nothing to take a
+    share of. The paper's literal weight has no such meaning: at MTT's step sizes it drowns the host (its scale grows
+    with C), which is why this form is the default.
 
     Args:
         host: Gradient of the host's loss on the pixels, any shape.
@@ -243,8 +276,9 @@ def balance(host: Tensor, term: Tensor, share: float) -> Tensor:
     Returns:
         Factor, shape ().
     """
-    length = term.norm()
-    return torch.where(length > 0, share * host.norm() / length.clamp(min=torch.finfo(length.dtype).tiny), 0)
+    length, of_host = term.norm(), host.norm()
+    factor = torch.where(length > 0, share * of_host / length.clamp(min=torch.finfo(length.dtype).tiny), 0)
+    return torch.where(of_host > 0, factor, share)
 
 
 def clip_norm(gradient: Tensor, max_norm: float) -> Tensor:

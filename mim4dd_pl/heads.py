@@ -1,8 +1,15 @@
 """Embedding heads g_phi: a feature map of a layer -> a point on the unit sphere.
 
-One head per layer serves real and synthetic features alike. Maps are pooled to a small grid first, so that a head's
-size does not depend on the image size.
+One head per layer serves real and synthetic features alike. Every head pools, embeds and normalises; how it embeds is
+what tells the classes apart. ``grid`` says how a map is pooled:
+
+* a number n: averages over at most n x n cells, so that a head's size does not depend on the image size;
+* 1: one cell, global average pooling;
+* ``null``: no pooling, the whole map is flattened.
 """
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -10,74 +17,125 @@ from torch.nn.functional import normalize
 from mim4dd_pl.shapes import ImageShape
 
 
-def _pooled(layer_shape: ImageShape, grid: int) -> tuple[nn.Module, int]:
-    """Adaptive average pooling to at most grid x grid, and the number of features it leaves."""
-    if grid < 1:
-        raise ValueError(f"model.information.embedding.grid must be at least 1, got {grid}.")
-    channels, height, width = layer_shape
-    size = (min(grid, height), min(grid, width))
-    return nn.AdaptiveAvgPool2d(size), channels * size[0] * size[1]
-
-
-class IdentityHead(nn.Module):
-    """No learned embedding: pooled features on the unit sphere.
+class Head(nn.Module, ABC):
+    """What all heads do: pool a map, embed the numbers that are left, end on the unit sphere.
 
     Args:
         layer_shape: (c_k, h_k, w_k) of the layer's feature map.
-        grid: Side of the pooled map; 1 is global average pooling.
+        grid: Side of the pooled map; 1 is global average pooling, None is none.
     """
 
-    def __init__(self, layer_shape: ImageShape, grid: int = 4) -> None:
+    def __init__(self, layer_shape: ImageShape, grid: int | None) -> None:
         super().__init__()
-        self.pool, _ = _pooled(layer_shape, grid)
+        channels, height, width = layer_shape
+        self.pool: nn.Module = nn.Identity()
+        if grid is not None:
+            _check_positive(grid=grid)
+            height, width = min(grid, height), min(grid, width)
+            self.pool = nn.AdaptiveAvgPool2d((height, width))
+        self.num_features = channels * height * width
+
+    @abstractmethod
+    def embed(self, pooled: Tensor) -> Tensor:
+        """Points (B, d) of pooled and flattened maps (B, num_features)."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Unit vectors (B, d) of feature maps (B, c_k, h_k, w_k)."""
-        return normalize(self.pool(features).flatten(1))
+        return normalize(self.embed(self.pool(features).flatten(1)))
 
 
-class LinearHead(nn.Module):
-    """Pooled features, one linear layer, the unit sphere (as in CRD, Tian et al. 2020, arXiv:1910.10699).
+class IdentityHead(Head):
+    """No learned embedding.
+
+    Args:
+        layer_shape: (c_k, h_k, w_k) of the layer's feature map.
+        grid: Side of the pooled map; 1 is global average pooling, None is none.
+    """
+
+    def __init__(self, layer_shape: ImageShape, grid: int | None = 4) -> None:
+        super().__init__(layer_shape, grid)
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        return pooled
+
+
+class LinearHead(Head):
+    """One linear layer (as in CRD, Tian et al. 2020, arXiv:1910.10699).
 
     Args:
         layer_shape: (c_k, h_k, w_k) of the layer's feature map.
         dim: Dimension d of the embedding.
-        grid: Side of the pooled map; 1 is global average pooling.
+        grid: Side of the pooled map; 1 is global average pooling, None is none.
     """
 
-    def __init__(self, layer_shape: ImageShape, dim: int = 128, grid: int = 4) -> None:
-        super().__init__()
-        self.pool, features = _pooled(layer_shape, grid)
-        self.project = nn.Linear(features, _positive("dim", dim))
+    def __init__(self, layer_shape: ImageShape, dim: int = 128, grid: int | None = 4) -> None:
+        super().__init__(layer_shape, grid)
+        _check_positive(dim=dim)
+        self.project = nn.Linear(self.num_features, dim)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Unit vectors (B, d) of feature maps (B, c_k, h_k, w_k)."""
-        return normalize(self.project(self.pool(features).flatten(1)))
+    def embed(self, pooled: Tensor) -> Tensor:
+        points: Tensor = self.project(pooled)
+        return points
 
 
-class MLPHead(nn.Module):
-    """Pooled features, two layers with a ReLU between, the unit sphere (as in SimCLR, arXiv:2002.05709).
+class MLPHead(Head):
+    """Hidden layers, each with a ReLU, then a linear one (depth 1 as in SimCLR, arXiv:2002.05709).
 
     Args:
         layer_shape: (c_k, h_k, w_k) of the layer's feature map.
-        hidden: Width of the hidden layer.
+        hidden: Width of the hidden layers.
+        depth: Number of hidden layers.
         dim: Dimension d of the embedding.
-        grid: Side of the pooled map; 1 is global average pooling.
+        grid: Side of the pooled map; 1 is global average pooling, None is none.
     """
 
-    def __init__(self, layer_shape: ImageShape, hidden: int = 256, dim: int = 128, grid: int = 4) -> None:
-        super().__init__()
-        self.pool, features = _pooled(layer_shape, grid)
-        self.project = nn.Sequential(
-            nn.Linear(features, _positive("hidden", hidden)), nn.ReLU(), nn.Linear(hidden, _positive("dim", dim))
+    def __init__(
+        self, layer_shape: ImageShape, hidden: int = 256, depth: int = 1, dim: int = 128, grid: int | None = 4
+    ) -> None:
+        super().__init__(layer_shape, grid)
+        _check_positive(hidden=hidden, depth=depth, dim=dim)
+        widths = [self.num_features, *[hidden] * depth]
+        layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+        self.project = nn.Sequential(*layers, nn.Linear(hidden, dim))
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        points: Tensor = self.project(pooled)
+        return points
+
+
+class ResidualMLPHead(Head):
+    r"""A linear layer to z, then blocks that add to it what a hidden layer finds.
+
+    .. math:: z \leftarrow z + W_2 \, \mathrm{ReLU}(W_1 z + b_1) + b_2
+
+    Blocks that add nothing leave :class:`LinearHead`. The skip is that of He et al. 2016 (arXiv:1512.03385).
+
+    Args:
+        layer_shape: (c_k, h_k, w_k) of the layer's feature map.
+        hidden: Width of the hidden layer of a block.
+        depth: Number of blocks.
+        dim: Dimension d of z and of the embedding.
+        grid: Side of the pooled map; 1 is global average pooling, None is none.
+    """
+
+    def __init__(
+        self, layer_shape: ImageShape, hidden: int = 256, depth: int = 2, dim: int = 128, grid: int | None = 4
+    ) -> None:
+        super().__init__(layer_shape, grid)
+        _check_positive(hidden=hidden, depth=depth, dim=dim)
+        self.project = nn.Linear(self.num_features, dim)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim)) for _ in range(depth)
         )
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Unit vectors (B, d) of feature maps (B, c_k, h_k, w_k)."""
-        return normalize(self.project(self.pool(features).flatten(1)))
+    def embed(self, pooled: Tensor) -> Tensor:
+        z: Tensor = self.project(pooled)
+        for block in self.blocks:
+            z = z + block(z)
+        return z
 
 
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"model.information.embedding.{name} must be at least 1, got {value}.")
-    return value
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"model.information.embedding.{name} must be at least 1, got {size}.")

@@ -13,9 +13,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from mim4dd_pl import callbacks, modules
 from mim4dd_pl.clipping import MovingClip
+from mim4dd_pl.critics import Critic
 from mim4dd_pl.data import Source
 from mim4dd_pl.errors import UserError
-from mim4dd_pl.information import Critic, InformationTerm
+from mim4dd_pl.heads import Head
+from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.networks import Network
 from mim4dd_pl.objectives import Objective
 from mim4dd_pl.optimizers import InnerOptimizer
@@ -38,6 +40,7 @@ _SHORT_NAMES: dict[str, Sequence[str]] = {
     "image_gradient_clip": [MovingClip.__name__],
     "unroll": [kind.__name__ for kind in Unroll.__subclasses__()],
     "critic": [kind.__name__ for kind in Critic.__subclasses__()],
+    "embedding": [kind.__name__ for kind in Head.__subclasses__()],
     "information": [InformationTerm.__name__],
 }
 """Classes that a recipe may name without their module, by the last word of the key."""

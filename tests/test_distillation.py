@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mim4dd_pl.critics import SigmoidCritic
 from mim4dd_pl.data import Digits, ImageDataModule, InMemory
 from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives
 from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance
-from mim4dd_pl.information import InformationTerm, SigmoidCritic
+from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.modules.segments import SegmentDraw
 from mim4dd_pl.networks import ConvNet
@@ -92,7 +93,7 @@ def test_a_step_is_sgd_on_the_mean_gradient_of_the_segments(data: ImageDataModul
 def test_the_term_joins_by_its_share_or_by_its_weight(
     data: ImageDataModule, experts: Experts, kind: Literal["gradient", "literal"]
 ) -> None:
-    information = partial(InformationTerm, weight=0.3, balance=kind, critic=SigmoidCritic())
+    information = partial(InformationTerm, weight=0.3, balance=kind, critic=SigmoidCritic)
     before, after = initial(data, experts, information=information), fit(data, experts, information=information)
     # Zero learning rates froze the pixels, not the heads: take those that the first step saw.
     with before.stream.at("heads").as_global():

@@ -189,6 +189,40 @@ def test_infonce_bound_runs_from_zero_to_log_of_classes(pairs: tuple[Tensor, Ten
     assert float(F.infonce_bound(torch.where(pairs[1], 1e4, -1e4), pairs[1])) == pytest.approx(math.log(3))
 
 
+def test_class_mean_distance_equals_the_loop_over_classes_of_both_sides(stream: Stream) -> None:
+    synthetic, real = randn(stream.at("synthetic"), 4, 3), randn(stream.at("real"), 6, 3)
+    synthetic_labels, real_labels = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0, 3, 3])  # 2 and 3 are alone
+    distances = [
+        sum(
+            (float(synthetic[synthetic_labels == c, d].mean() - real[real_labels == c, d].mean())) ** 2
+            for d in range(3)
+        )
+        for c in (0, 1)
+    ]
+    found = F.class_mean_distance(synthetic, real, synthetic_labels, real_labels, 5)
+    assert float(found) == pytest.approx(sum(distances) / 2, rel=1e-12)
+
+
+def test_class_mean_distance_gradient(stream: Stream) -> None:
+    sides = [randn(stream.at(side), 4, 3).requires_grad_() for side in ("synthetic", "real")]
+    labels = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 3])
+    assert gradcheck(lambda a, b: F.class_mean_distance(a, b, *labels, 4), sides)
+
+
+def test_class_mean_distance_is_zero_where_the_means_agree_and_four_across_the_sphere() -> None:
+    points, labels = torch.eye(3), torch.arange(3)
+    assert F.class_mean_distance(points, points, labels, labels, 3) == 0
+    assert F.class_mean_distance(points, -points, labels, labels, 3) == 4
+
+
+def test_class_mean_distance_without_a_common_class_is_zero_with_zero_gradient() -> None:
+    points = torch.ones(2, 3, requires_grad=True)
+    loss = F.class_mean_distance(points, torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([2, 3]), 4)
+    (gradient,) = torch.autograd.grad(loss, points)
+    assert loss == 0
+    assert not gradient.any()
+
+
 def test_layer_weights_of_three_layers() -> None:
     torch.testing.assert_close(F.layer_weights(3, 4.0), torch.tensor([0.25, 1.0, 4.0]))
 
@@ -200,6 +234,10 @@ def test_balanced_term_has_its_share_of_the_hosts_gradient(stream: Stream) -> No
 
 def test_balance_of_a_term_without_gradient_is_zero() -> None:
     assert F.balance(torch.ones(3), torch.zeros(3), 0.3) == 0
+
+
+def test_without_a_host_lambda_means_itself() -> None:
+    assert F.balance(torch.zeros(3), torch.ones(3), 0.3) == torch.tensor(0.3)
 
 
 def test_clip_norm_shortens_long_gradients_only(stream: Stream) -> None:

@@ -1,116 +1,153 @@
-"""The add-on: heads on the sphere, critics as their formulas, networks as chosen."""
+"""The add-on: heads and critic over the chosen layers, networks as chosen."""
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mim4dd_pl import functional as F
-from mim4dd_pl.heads import IdentityHead, LinearHead, MLPHead
-from mim4dd_pl.information import Critic, InfoNCECritic, InformationTerm, SigmoidCritic
+from mim4dd_pl.critics import ClassMeanCritic, SigmoidCritic
+from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.randomness import Stream
 from tests.conftest import randn
 
-SHAPES = [(4, 8, 8), (8, 2, 2)]
-SYNTHETIC, REAL = torch.arange(3), torch.arange(9) % 3
+SHAPES = [(4, 8, 8), (4, 4, 4), (8, 2, 2)]
+LABELS = torch.arange(3), torch.arange(9) % 3
+Maps = tuple[list[Tensor], list[Tensor]]
 
 
 @pytest.fixture
-def maps(stream: Stream) -> tuple[list[Tensor], list[Tensor]]:
-    """Feature maps of two layers: 3 synthetic and 9 real images."""
+def maps(stream: Stream) -> Maps:
+    """Feature maps of three layers: 3 synthetic and 9 real images."""
+    torch.manual_seed(0)  # the heads start from torch's global generator, as in a run
     return tuple(
         [randn(stream.at(side, k), count, *shape, dtype=torch.float32) for k, shape in enumerate(SHAPES)]
         for side, count in (("synthetic", 3), ("real", 9))
     )  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("head", [IdentityHead, LinearHead, MLPHead])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_heads_end_on_the_unit_sphere(head: Callable[..., nn.Module], shape: tuple[int, int, int]) -> None:
-    embedded = head(shape)(torch.randn(5, *shape))
-    torch.testing.assert_close(embedded.norm(dim=1), torch.ones(5))
+def expected_loss(term: InformationTerm, maps: Maps, chosen: list[int], weights: list[float]) -> Tensor:
+    """The paper's critic at temperature 0.2 over the chosen layers, one head each for both sides."""
+    total = torch.tensor(0.0)
+    for head, k, weight in zip(term.heads, chosen, weights, strict=True):
+        logits = head(maps[0][k]) @ head(maps[1][k]).T / 0.2
+        total = total + weight * F.nce_loss(logits, F.same_class(*LABELS), 3, "paper")
+    return total
 
 
-def test_grid_of_one_is_global_average_pooling() -> None:
-    features = torch.randn(5, 4, 8, 8)
-    expected = torch.nn.functional.normalize(features.mean((2, 3)))
-    torch.testing.assert_close(IdentityHead((4, 8, 8), grid=1)(features), expected)
+PAPER = partial(SigmoidCritic, temperature=0.2, reduction="paper")
 
 
-def test_term_is_the_weighted_sum_over_layers_with_one_head_each_for_both_sides(
-    maps: tuple[list[Tensor], list[Tensor]],
-) -> None:
-    term = InformationTerm(SHAPES, 3, SigmoidCritic(0.2, reduction="paper"), layer_decay=3.0)
-    information = term(*maps, SYNTHETIC, REAL)
-    expected = torch.tensor(0.0)
-    for head, a_syn, a_real, weight in zip(term.heads, *maps, (1.0, 3.0), strict=True):
-        logits = head(a_syn) @ head(a_real).T / 0.2
-        expected = expected + weight * F.nce_loss(logits, F.same_class(SYNTHETIC, REAL), 3, "paper")
-    torch.testing.assert_close(information.loss, expected)
+def test_term_is_the_weighted_sum_over_layers_with_one_head_each_for_both_sides(maps: Maps) -> None:
+    term = InformationTerm(SHAPES, 3, PAPER, layer_decay=3.0)
+    information = term(*maps, *LABELS)
+    torch.testing.assert_close(information.loss, expected_loss(term, maps, [0, 1, 2], [1 / 3, 1.0, 3.0]))
+    assert information.bounds.shape == (3,)
+
+
+def test_weights_and_bounds_count_the_chosen_layers_alone_shallow_to_deep(maps: Maps) -> None:
+    term = InformationTerm(SHAPES, 3, PAPER, layers=["layer3", "layer1"], layer_decay=3.0)
+    information = term(*maps, *LABELS)
+    torch.testing.assert_close(information.loss, expected_loss(term, maps, [0, 2], [1.0, 3.0]))
+    assert term.layers == ["layer1", "layer3"]
     assert information.bounds.shape == (2,)
 
 
-@pytest.mark.parametrize("critic", [SigmoidCritic(), InfoNCECritic()])
-def test_bound_reaches_its_ceiling_for_perfect_features(critic: Critic) -> None:
-    positive = F.same_class(SYNTHETIC, REAL)
-    separated = torch.where(positive, 1e3, -1e3)
-    assert float(critic.bound(separated, positive, 3)) == pytest.approx(critic.ceiling(3), abs=1e-5)
-    assert float(critic.bound(0 * separated, positive, 3)) < critic.ceiling(3)
+def test_layers_that_are_left_out_get_no_gradient(maps: Maps) -> None:
+    synthetic = [layer.requires_grad_() for layer in maps[0]]
+    loss = InformationTerm(SHAPES, 3, layers=["layer2"])(synthetic, maps[1], *LABELS).loss
+    gradients = torch.autograd.grad(loss, synthetic, allow_unused=True)
+    assert [gradient is not None for gradient in gradients] == [False, True, False]
 
 
-def test_learnable_sigmoid_starts_as_the_papers(stream: Stream) -> None:
-    similarity, positive = randn(stream, 3, 9).tanh(), F.same_class(SYNTHETIC, REAL)
-    plain, learnable = SigmoidCritic(0.3), SigmoidCritic(0.3, learnable=True)
-    assert torch.equal(plain.loss(similarity, positive, 3), learnable.loss(similarity, positive, 3))
-    assert not any(parameter.requires_grad for parameter in plain.parameters())
-    gradients = torch.autograd.grad(learnable.loss(similarity, positive, 3), list(learnable.parameters()))
-    assert all(float(gradient.abs()) > 0 for gradient in gradients)
-
-
-def test_networks_and_through_student_choose_who_shows_the_features() -> None:
+@pytest.mark.parametrize("name", ["shared", "student", "own"])
+def test_networks_choose_who_shows_the_features(name: Any) -> None:
     student, expert = torch.zeros(2, requires_grad=True), torch.ones(2)
-
-    def chosen(networks: str, through_student: bool) -> tuple[Tensor, Tensor]:
-        term = InformationTerm(SHAPES, 3, networks=networks, through_student=through_student)  # type: ignore[arg-type]
-        synthetic, real = term.features_of(student, expert)
-        return synthetic, real
-
-    assert chosen("expert", False) == (expert, expert)
-    assert [bool(side.requires_grad) for side in chosen("own", True)] == [True, False]
-    assert [bool(side.requires_grad) for side in chosen("student", True)] == [True, True]
-    for side, expected in zip(chosen("own", False), (student, expert), strict=True):
-        assert not side.requires_grad
-        assert torch.equal(side, expected)
+    term = InformationTerm(SHAPES, 3, networks=name)
+    expected = {"shared": [expert, expert], "student": [student, student], "own": [student, expert]}[name]
+    seen = term.features_of(student, expert)
+    assert all(torch.equal(side, one) and not side.requires_grad for side, one in zip(seen, expected, strict=True))
+    assert term.needs_expert == (name == "own")
 
 
-def test_descending_the_term_raises_the_bound(maps: tuple[list[Tensor], list[Tensor]]) -> None:
-    torch.manual_seed(0)
+def test_without_an_expert_the_shared_network_is_the_student() -> None:
+    student = torch.zeros(2)
+    for networks in ("shared", "student"):
+        seen = InformationTerm(SHAPES, 3, networks=networks).features_of(student, None)  # type: ignore[arg-type]
+        assert all(torch.equal(side, student) for side in seen)
+
+
+def test_through_student_keeps_the_graph_of_the_student_alone() -> None:
+    student, expert = torch.zeros(2, requires_grad=True), torch.ones(2)
+    for networks, kept in (("own", [True, False]), ("student", [True, True])):
+        term = InformationTerm(SHAPES, 3, networks=networks, through_student=True)  # type: ignore[arg-type]
+        assert [side.requires_grad for side in term.features_of(student, expert)] == kept
+
+
+def test_own_networks_without_an_expert_are_refused() -> None:
+    with pytest.raises(ValueError, match="networks own needs an objective that reads experts: set it to shared or"):
+        InformationTerm(SHAPES, 3, networks="own").features_of(torch.zeros(2), None)
+
+
+def test_descending_the_term_raises_the_bound(maps: Maps) -> None:
     term = InformationTerm(SHAPES, 3)
     optimizer = torch.optim.Adam(term.parameters(), lr=0.01)
-    before = term(*maps, SYNTHETIC, REAL).bounds
+    before = term(*maps, *LABELS).bounds
     for _ in range(50):
         optimizer.zero_grad()
-        term(*maps, SYNTHETIC, REAL).loss.backward()
+        term(*maps, *LABELS).loss.backward()
         optimizer.step()
-    assert (term(*maps, SYNTHETIC, REAL).bounds > before).all()
+    assert (term(*maps, *LABELS).bounds > before).all()
     assert float(before.max()) < math.log(3)
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: SigmoidCritic(temperature=0), "critic.temperature must be positive and finite, got 0"),
-        (lambda: InfoNCECritic(temperature=-1), "critic.temperature must be positive and finite, got -1"),
-        (lambda: InformationTerm(SHAPES, 3, layer_decay=0.5), "layer_decay must be at least 1 and finite, got 0.5"),
-        (lambda: InformationTerm(SHAPES, 3, weight=-0.1), "weight must be at least 0 and finite, got -0.1"),
-        (lambda: InformationTerm(SHAPES, 1), "needs at least 2, got 1"),
-        (lambda: InformationTerm(SHAPES, 3, through_student=True), "through_student needs the student's features"),
-        (lambda: LinearHead((4, 2, 2), dim=0), "embedding.dim must be at least 1, got 0"),
-        (lambda: IdentityHead((4, 2, 2), grid=0), "embedding.grid must be at least 1, got 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(build: Callable[[], object], message: str) -> None:
+def test_without_a_learning_rate_nothing_is_learned_and_the_images_still_are(maps: Maps) -> None:
+    term = InformationTerm(SHAPES, 3, partial(SigmoidCritic, learnable=True), lr=None)
+    assert not any(parameter.requires_grad for parameter in term.parameters())
+    synthetic = [layer.requires_grad_() for layer in maps[0]]
+    gradients = torch.autograd.grad(term(synthetic, maps[1], *LABELS).loss, synthetic)
+    assert all(gradient.any() for gradient in gradients)
+
+
+def test_bounds_are_nan_beside_the_control(maps: Maps) -> None:
+    information = InformationTerm(SHAPES, 3, ClassMeanCritic)(*maps, *LABELS)
+    assert torch.isfinite(information.loss)
+    assert torch.isnan(information.bounds).all()
+
+
+def test_factor_is_lambda_or_a_share_of_the_host() -> None:
+    host, term = torch.full((4,), 2.0), torch.ones(4)
+    assert float(InformationTerm(SHAPES, 3, weight=0.5).factor(host, term)) == pytest.approx(1.0)
+    assert float(InformationTerm(SHAPES, 3, weight=0.5).factor(0 * host, term)) == 0.5
+    assert float(InformationTerm(SHAPES, 3, weight=0.5, balance="literal").factor(host, term)) == 0.5
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"layer_decay": 0.5}, "layer_decay must be at least 1 and finite, got 0.5"),
+    ({"layer_decay": math.nan}, "layer_decay must be at least 1 and finite, got nan"),
+    ({"weight": -0.1}, "weight must be at least 0 and finite, got -0.1"),
+    ({"weight": math.nan}, "weight must be at least 0 and finite, got nan"),
+    ({"real_batch_size": 0}, "real_batch_size must be at least 1, got 0"),
+    ({"lr": 0.0}, "lr must be positive and finite, or null, got 0.0"),
+    ({"lr": math.nan}, "lr must be positive and finite, or null, got nan"),
+    ({"through_student": True}, "through_student needs the student's features, got model.information.networks shared"),
+    ({"layers": ["conv1"]}, "layers must name one or more of layer1, layer2, layer3, each once, got conv1"),
+    ({"layers": ["layer1", "layer1"]}, "each once, got layer1, layer1"),
+    ({"layers": []}, "each once, got none"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[row[1] for row in REFUSED])
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        InformationTerm(SHAPES, 3, **settings)
+
+
+def test_one_class_is_refused() -> None:
+    build: Callable[[], object] = partial(InformationTerm, SHAPES, 1)
+    with pytest.raises(ValueError, match="needs at least 2, got 1"):
         build()

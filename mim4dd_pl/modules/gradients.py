@@ -117,7 +117,8 @@ def log_values(
         values["train/information_loss"] = mean.information_loss
         values["train/image_gradient_information"] = mean.information_images.norm()
         values["train/information_factor"] = factor
-        values["train/bound_nats_ceiling"] = torch.tensor(information.ceiling)
-        for number, bound in enumerate(mean.bounds, start=1):
-            values[f"train/bound_nats_layer{number}"] = bound
+        if information.critic.ceiling is not None:
+            values["train/bound_nats_ceiling"] = torch.tensor(information.critic.ceiling)
+            for name, bound in zip(information.layers, mean.bounds, strict=True):
+                values[f"train/bound_nats_{name}"] = bound
     return values
