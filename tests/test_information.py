@@ -77,7 +77,7 @@ def test_networks_choose_who_shows_the_features(name: Any) -> None:
 def test_without_an_expert_the_shared_network_is_the_student() -> None:
     student = torch.zeros(2)
     for networks in ("shared", "student"):
-        seen = InformationTerm(SHAPES, 3, networks=networks).features_of(student, None)  # type: ignore[arg-type]
+        seen = InformationTerm(SHAPES, 3, networks=networks).features_of(student, None)
         assert all(torch.equal(side, student) for side in seen)
 
 
