@@ -95,10 +95,8 @@ def read_sweep(path: Path, overlays: Sequence[Path] = (), seeds: Sequence[int] =
         recipe += _paths(path, f"{path}: with", content.get("with", []))
         recipe += _paths(path, f"{where}.with", given.pop("with", []))
         against = given.pop("against", names[0] if name != names[0] else None)
-        if against is not None:
-            against = str(against)
-            if against == name or against not in names:
-                raise UserError(f"{where}.against must name another variant ({', '.join(names)}), got {against}.")
+        if against is not None and (against == name or against not in names):
+            raise UserError(f"{where}.against must name another variant ({', '.join(names)}), got {against!r}.")
         variants.append(Variant(name, (*recipe, *overlays), _settings(where, given), against))
     return _sweep(path.stem, variants, seeds or content.get("seeds", ()))
 
@@ -141,10 +139,12 @@ def _paths(file: Path, where: str, paths: Any) -> list[Path]:
 
 
 def _name(where: str, name: Any) -> str:
-    # It becomes a folder; a Boolean or a null has two spellings in YAML.
-    if isinstance(name, bool) or not re.fullmatch(r"[\w+-][\w .,=+-]*", text := str(name)) or name is None:
+    # It becomes a folder; numbers, Booleans and null have several spellings in YAML.
+    if not isinstance(name, str):
+        raise UserError(f"{where}: a name is a text, put it in quotes; got {name}.")
+    if not re.fullmatch(r"[\w+-][\w .,=+-]*", name) or name != name.strip():
         raise UserError(f"{where}: a name is letters, digits, spaces and . , = + - _, not first a dot; got {name!r}.")
-    return text.strip()
+    return name
 
 
 def _settings(where: str, settings: dict[Any, Any]) -> dict[str, Any]:
