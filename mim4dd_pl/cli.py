@@ -205,8 +205,9 @@ class DistillationCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
         if not self._get(self.config_init, "whole_set"):
-            for table in (callback for callback in trainer.callbacks if isinstance(callback, ClosingTable)):
-                table.whole_set = None
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, ClosingTable):
+                    callback.whole_set = None
         return trainer
 
     def _continue_run(self, config: Any) -> None:

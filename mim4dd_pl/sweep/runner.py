@@ -3,7 +3,7 @@
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Ended(NamedTuple):
     error: str | None
 
 
-def run(cells: Sequence[Cell], jobs: int) -> Iterator[Ended]:
+def run(cells: Sequence[Cell], jobs: int) -> Generator[Ended, None, None]:
     """Run the cells that are not finished, ``jobs`` at a time, and tell of each when it ends.
 
     Closing the iterator ends the processes that still run. A cell that another process runs is waited for.
