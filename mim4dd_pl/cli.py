@@ -1,8 +1,8 @@
 """The ``mim4dd`` program: LightningCLI with one-line errors.
 
 ``fit``, ``validate``, ``test`` and ``check``, each with ``-c recipe.yaml`` and any number of overlays. A recipe names
-classes by their short names. Exit codes: 0 done, 1 diverged, 2 wrong setting, 3 data, 4 checkpoint, trajectory or
-artefact, 130 interrupted, 143 terminated.
+classes by their short names. ``sweep`` runs many fits (:mod:`mim4dd_pl.sweep`). Exit codes: 0 done, 1 diverged, 2 wrong
+setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 143 terminated.
 """
 
 import logging
@@ -36,6 +36,7 @@ from mim4dd_pl.recipes import (
     reason_of,
     settings_of,
 )
+from mim4dd_pl.sweep import sweep
 from mim4dd_pl.trainer import Trainer
 
 
@@ -81,7 +82,8 @@ class DistillationCLI(LightningCLI):
             parser_class=_Parser,
             parser_kwargs={
                 "prog": "mim4dd",
-                "description": "Learn a few images per class on which a network trains almost as well as on all.",
+                "description": "Learn a few images per class on which a network trains almost as well as on all. "
+                "Many fits at once, compared: mim4dd sweep --help",
                 "allow_abbrev": False,
                 **{name: {"allow_abbrev": False} for name in self.subcommands()},
             },
@@ -123,6 +125,9 @@ class DistillationCLI(LightningCLI):
         )
         parser.add_argument(
             "--tf32", type=bool, default=False, help="CUDA: multiply with 10 bits of mantissa; faster and less exact."
+        )
+        parser.add_argument(
+            "--whole_set", type=bool, default=True, help="The closing table's row of the whole training set, if any."
         )
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
@@ -198,7 +203,12 @@ class DistillationCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [StepProgress()] if shown else []
         plugins = self._get(self.config_init, "trainer").plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        if not self._get(self.config_init, "whole_set"):
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, ClosingTable):
+                    callback.whole_set = None
+        return trainer
 
     def _continue_run(self, config: Any) -> None:
         """Find a checkpoint of this very recipe, and go on in the folder of its run.
@@ -241,8 +251,11 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     _quiet()
+    arguments = list(sys.argv[1:] if args is None else args)
     try:
-        DistillationCLI(list(sys.argv[1:] if args is None else args))
+        if arguments[:1] == ["sweep"]:
+            return sweep(arguments[1:])
+        DistillationCLI(arguments)
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except MisconfigurationException as error:

@@ -1,7 +1,6 @@
 """Recipes as users write them: what is refused before anything is built, and how it is said."""
 
 import inspect
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from mim4dd_pl.networks import Network
 from mim4dd_pl.objectives import Objective
 from mim4dd_pl.optimizers import InnerOptimizer
 from mim4dd_pl.unroll import Unroll
+from mim4dd_pl.yamls import dotted, read_mapping
 
 
 def _concrete(base: type[Any]) -> list[type[Any]]:
@@ -113,13 +113,8 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """
     content = yaml.safe_load(parser.dump(config, skip_none=False))
 
-    def flat(prefix: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {key: leaf for name, part in value.items() for key, leaf in flat(f"{prefix}.{name}", part).items()}
-
-    settings = {"seed_everything": content["seed_everything"], **flat("data", content["data"])}
-    settings.update(flat("model", content["model"]))
+    settings = {"seed_everything": content["seed_everything"]}
+    settings.update(dotted({"data": content["data"], "model": content["model"]}))
     places = ("root", "path", "download", "cache")
     return {key: value for key, value in settings.items() if value is not None and key.rpartition(".")[2] not in places}
 
@@ -149,36 +144,9 @@ def newest_first(runs: Path) -> list[Path]:
     return [path for run in versions if (path := run / "checkpoints/last.ckpt").is_file()]
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML takes the last of two equal keys in silence; a recipe must not hold two truths."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            where = f"{key.start_mark.name}, line {key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                raise UserError(f"{where}: a key must be a word.")
-            if key.value in seen:
-                raise UserError(f"{where}: {key.value} is set twice.")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def check_keys(recipe: Path) -> None:
     """Refuse a recipe that is missing, no YAML, empty, or sets a key twice."""
-    if not recipe.is_file():
-        raise UserError(f"No recipe {recipe}: -c takes a YAML file, e.g. configs/distill/digits.yaml.")
-    try:
-        with recipe.open(encoding="utf-8") as file:
-            content = yaml.load(file, _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{recipe} is no YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{recipe} holds {content!r:.40}, expected keys and values.")
-    try:
-        json.dumps(content, default=str)
-    except ValueError:
-        raise UserError(f"{recipe} contains itself: an alias points to one of its own parents.") from None
+    content = read_mapping(recipe)
     if not isinstance(content.get("trainer", {}), dict):
         raise UserError(f"{recipe}: trainer holds {content['trainer']!r:.40}, expected keys and values.")
     model = content.get("model")

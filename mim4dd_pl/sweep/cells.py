@@ -1,0 +1,127 @@
+"""A cell: one variant, one seed, one ``fit`` with a folder of its own; whether it is finished, and what it gave."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mim4dd_pl.errors import StoredFileError
+from mim4dd_pl.files import write_text
+from mim4dd_pl.sweep.plan import Sweep, Variant
+from mim4dd_pl.yamls import dotted, read_mapping
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished cell reports: test accuracies as fractions, of students with the recipe's own network.
+
+    Args:
+        last: Mean over the students that were trained on the images of the last step.
+        best: Of the step that the validation images choose.
+        std: Standard deviation of ``last`` over the students.
+        minutes: By stage of the run.
+    """
+
+    last: float
+    best: float
+    std: float
+    minutes: dict[str, float]
+
+    @property
+    def own_minutes(self) -> float:
+        """Without the experts, which the cells share and the first one trains."""
+        return sum(minutes for stage, minutes in self.minutes.items() if stage != "experts")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Args:
+        variant: Its settings.
+        seed: Its seed.
+        folder: Where its run, ``log.txt`` and ``cell.json`` are.
+    """
+
+    variant: Variant
+    seed: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.variant.name}, seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What the run printed."""
+        return self.folder / "log.txt"
+
+    def outcome(self) -> Outcome | None:
+        """What the cell gave; None as long as it is not finished.
+
+        Raises:
+            StoredFileError: If it was finished with other settings, or its results cannot be read.
+        """
+        results = next(self.folder.glob("version_*/results.json"), None)
+        if results is None:
+            return None
+        kept, settings = self._kept(), self._settings()
+        if kept != settings:
+            then, now = dotted(kept), dotted(settings)
+            key = next(key for key in {**now, **then} if then.get(key, "none") != now.get(key, "none"))
+            raise StoredFileError(
+                f"{self.folder} is finished with other settings ({key.replace('.init_args', '')} was "
+                f"{then.get(key, 'none')!s:.60}, is {now.get(key, 'none')!s:.60}): choose another --out, or remove it."
+            )
+        try:
+            return _read(results)
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise StoredFileError(
+                f"{results} is no table of `mim4dd fit` ({error!r}): remove {self.folder}."
+            ) from error
+
+    def begin(self) -> list[str]:
+        """The command that runs it: from the start, or on from its checkpoint."""
+        resumes = self._kept() == self._settings() and any(self.folder.glob("version_*/checkpoints/last.ckpt"))
+        write_text(self.folder / "cell.json", json.dumps(self._settings(), indent=2) + "\n")
+        program = [sys.executable, "-m", "mim4dd_pl", "fit", *self.variant.arguments()]
+        logger = "--trainer.logger.init_args"
+        place = [f"{logger}.save_dir={self.folder}", f"{logger}.name="]
+        return [*program, f"--seed_everything={self.seed}", *place, *(["--ckpt_path=last"] if resumes else [])]
+
+    def _settings(self) -> dict[str, Any]:
+        """All that decides the run, as plain types: contents of the recipes and not their paths."""
+        settings = {
+            "seed": self.seed,
+            **self.variant.settings,
+            **{f"recipe {number}": read_mapping(path) for number, path in enumerate(self.variant.recipe)},
+        }
+        return dict(json.loads(json.dumps(settings, default=str)))
+
+    def _kept(self) -> dict[str, Any]:
+        """The settings that it was last begun with."""
+        try:
+            return dict(json.loads((self.folder / "cell.json").read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
+
+
+def cells(sweep: Sweep, out: Path) -> list[Cell]:
+    """All cells, every variant of the first seed first: a seed that is added later renumbers none."""
+    return [
+        Cell(variant, seed, out / variant.name / f"seed_{seed}") for seed in sweep.seeds for variant in sweep.variants
+    ]
+
+
+def _read(results: Path) -> Outcome:
+    content = json.loads(results.read_text(encoding="utf-8"))
+    last = next(row for row in content["test"] if row["trained_on"] == "distilled (last)")
+    best = next((row for row in content["test"] if row["trained_on"].startswith("distilled (best")), last)
+    return Outcome(last["accuracy"], best["accuracy"], last["std"], content["minutes"])
+
+
+def outcomes(cells: Sequence[Cell]) -> dict[tuple[str, int], Outcome]:
+    """What the finished ones among the cells gave, by variant and seed."""
+    found = {(cell.variant.name, cell.seed): cell.outcome() for cell in cells}
+    return {key: outcome for key, outcome in found.items() if outcome is not None}

@@ -1,0 +1,127 @@
+"""From the outcomes of cells to rows: accuracy over seeds, and the paired difference to a reference."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from mim4dd_pl.comparison import PairedDifference, paired_difference, sample_std
+from mim4dd_pl.sweep.cells import Outcome
+from mim4dd_pl.sweep.plan import Sweep
+
+HEADER = ("variant", "test accuracy, %", "compared with", "difference, points [95 % interval]", "minutes")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant over its finished seeds.
+
+    Args:
+        variant: Its name.
+        accuracies: Last test accuracy of each seed, as fractions.
+        against: The variant that it is compared with, if any.
+        difference: Paired over the seeds that both have; None without a pair.
+        minutes: Mean of its runs, without the experts, which they share; None without a run.
+    """
+
+    variant: str
+    accuracies: tuple[float, ...]
+    against: str | None
+    difference: PairedDifference | None
+    minutes: float | None
+
+    def texts(self) -> tuple[str, ...]:
+        """Under :data:`HEADER`; accuracies in percent, mean +- std (n)."""
+        difference = ""
+        if (found := self.difference) is not None:
+            ends = (
+                "" if found.low is None or found.high is None else f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+            )
+            difference = f"{100 * found.mean:+.2f}{ends} ({found.n})"
+        accuracy = ""
+        if self.accuracies:
+            std = sample_std(self.accuracies)
+            spread = "" if std is None else f" +- {100 * std:.1f}"
+            accuracy = f"{100 * fmean(self.accuracies):.1f}{spread} ({len(self.accuracies)})"
+        return (
+            self.variant,
+            accuracy,
+            self.against or "",
+            difference,
+            "" if self.minutes is None else f"{self.minutes:.1f}",
+        )
+
+
+def rows(sweep: Sweep, outcomes: Mapping[tuple[str, int], Outcome]) -> list[Row]:
+    """One for each variant; ``outcomes`` are those of the finished cells, by variant and seed."""
+
+    def accuracies(variant: str, seeds: Iterable[int]) -> list[float]:
+        return [outcomes[variant, seed].last for seed in seeds]
+
+    made = []
+    for variant in sweep.variants:
+        seeds = [seed for seed in sweep.seeds if (variant.name, seed) in outcomes]
+        difference = None
+        if variant.against is not None:
+            paired = [seed for seed in seeds if (variant.against, seed) in outcomes]
+            difference = paired_difference(accuracies(variant.name, paired), accuracies(variant.against, paired))
+        minutes = fmean(outcomes[variant.name, seed].own_minutes for seed in seeds) if seeds else None
+        accuracy = tuple(accuracies(variant.name, seeds))
+        made.append(Row(variant.name, accuracy, variant.against, difference, minutes))
+    return made
+
+
+def rows_csv(rows: Sequence[Row]) -> str:
+    """One line for each variant; a number that so few seeds do not give is empty."""
+    lines = []
+    for row in rows:
+        difference = row.difference
+        lines.append(
+            {
+                "variant": row.variant,
+                "seeds": len(row.accuracies),
+                "accuracy_fraction": fmean(row.accuracies) if row.accuracies else None,
+                "std_fraction": sample_std(row.accuracies),
+                "compared_with": row.against,
+                "pairs": difference and difference.n,
+                "difference_fraction": difference and difference.mean,
+                "standard_error_fraction": difference and difference.standard_error,
+                "low_95_fraction": difference and difference.low,
+                "high_95_fraction": difference and difference.high,
+                "minutes_without_experts": row.minutes,
+            }
+        )
+    return _csv(lines)
+
+
+def cells_csv(outcomes: Mapping[tuple[str, int], Outcome]) -> str:
+    """One line for each finished cell."""
+    lines = [
+        {
+            "variant": variant,
+            "seed": seed,
+            "accuracy_last_fraction": outcome.last,
+            "accuracy_best_fraction": outcome.best,
+            "std_over_students_fraction": outcome.std,
+            **{f"minutes_{stage.replace(' ', '_')}": minutes for stage, minutes in outcome.minutes.items()},
+        }
+        for (variant, seed), outcome in outcomes.items()
+    ]
+    return _csv(lines)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table to paste."""
+    lines = [HEADER, ("---",) * len(HEADER), *(row.texts() for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({key: f"{value:.6f}" if isinstance(value, float) else value for key, value in line.items()})
+    return text.getvalue()
