@@ -21,7 +21,7 @@ def principal_components(vectors: Tensor, count: int) -> Tensor:
     """
     values, directions = torch.linalg.eigh(gram(vectors))
     count = min(count, *vectors.shape)
-    scores = directions * values.clamp(min=0).sqrt()
+    scores: Tensor = directions * values.clamp(min=0).sqrt()
     return scores.flip(1)[:, :count].float()
 
 

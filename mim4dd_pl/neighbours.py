@@ -16,12 +16,12 @@ class Neighbours(NamedTuple):
 
     Args:
         distance: To it, shape (S,).
-        index: Which real image it is, shape (S,), int64.
+        rows: Which real image it is, shape (S,), int64.
         typical: The median distance of real images from their own nearest neighbours among the others, shape ().
     """
 
     distance: Tensor
-    index: Tensor
+    rows: Tensor
     typical: Tensor
 
     @property
@@ -127,4 +127,5 @@ def mean_overlap(vectors: Tensor, labels: Tensor, real: Tensor, real_labels: Ten
     present = real_labels.unique()
     means = torch.stack([real[real_labels == label].mean(0) for label in present])
     _, index = nearest(vectors, torch.full_like(labels, -1), [means])
-    return (present[index] != labels)[torch.isin(labels, present)].double().mean()
+    wrong: Tensor = present[index] != labels
+    return wrong[torch.isin(labels, present)].double().mean()

@@ -8,6 +8,7 @@ Sources: Kornblith et al. 2019 (arXiv:1905.00414); the unbiased form: Song et al
 Nguyen et al. 2021 (arXiv:2010.15327) average it over minibatches.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -59,7 +60,7 @@ def u_centred(k: Tensor) -> Tensor:
     off = k - k.diag().diag()
     rows = off.sum(0) / (n - 2)
     middle = off - rows[:, None] - rows[None, :] + off.sum() / ((n - 1) * (n - 2))
-    return (middle - middle.diag().diag()) / (n * (n - 3)) ** 0.5
+    return (middle - middle.diag().diag()) / math.sqrt(n * (n - 3))
 
 
 def minibatch_cka(
@@ -76,8 +77,8 @@ def minibatch_cka(
     Source: Nguyen et al. 2021 (arXiv:2010.15327), Eq. 2 and 3.
 
     Args:
-        minibatches: For each the features of its images in the R layers of the one and the C layers of the other
-            network, tensors of shape (n, ...); n should be the same for all minibatches.
+        minibatches: For each the Gram matrices of its n images in the R layers of the one and the C layers of the other
+            network, each of shape (n, n); n should be the same for all minibatches.
         centring: Which HSIC: :func:`u_centred` or :func:`centred`.
 
     Returns:
@@ -88,10 +89,10 @@ def minibatch_cka(
     """
     shared, one, other = [], [], []
     for first, second in minibatches:
-        k, l = (torch.stack([centring(gram(layer)).flatten() for layer in layers]) for layers in (first, second))
-        shared.append(k @ l.T)
-        one.append(k.square().sum(1))
-        other.append(l.square().sum(1))
+        ours, theirs = (torch.stack([centring(k).flatten() for k in grams]) for grams in (first, second))
+        shared.append(ours @ theirs.T)
+        one.append(ours.square().sum(1))
+        other.append(theirs.square().sum(1))
     if not shared:
         raise ValueError("CKA needs at least one minibatch, got none.")
     lengths = torch.stack(one).sum(0).sqrt()[:, None] * torch.stack(other).sum(0).sqrt()
@@ -116,4 +117,4 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     Returns:
         In [0, 1], shape (), float64.
     """
-    return minibatch_cka([([x], [y])], centred).squeeze()
+    return minibatch_cka([([gram(x)], [gram(y)])], centred).squeeze()

@@ -1,5 +1,7 @@
 """Centred kernel alignment against its formulas, and what it must not see."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,8 @@ from torch import Tensor
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.similarity import centred, gram, linear_cka, minibatch_cka, u_centred
 from tests.conftest import randn
+
+Pairs = list[tuple[list[Tensor], list[Tensor]]]
 
 
 @pytest.fixture
@@ -20,38 +24,43 @@ def y(stream: Stream, x: Tensor) -> Tensor:
     return x[:, :3] @ randn(stream.at("map"), 3, 4) + randn(stream.at("y"), 9, 4) + 2
 
 
-def hsic(k: Tensor, l: Tensor) -> Tensor:
+def cka(minibatches: Pairs, centring: Callable[[Tensor], Tensor] = u_centred) -> Tensor:
+    """Of features."""
+    return minibatch_cka([([gram(a) for a in one], [gram(b) for b in other]) for one, other in minibatches], centring)
+
+
+def hsic(k: Tensor, m: Tensor) -> Tensor:
     """The matrices of Kornblith et al. 2019, Eq. 3."""
     n = len(k)
     h = torch.eye(n, dtype=k.dtype) - torch.full((n, n), 1 / n, dtype=k.dtype)
-    return (k @ h @ l @ h).trace() / (n - 1) ** 2
+    return (k @ h @ m @ h).trace() / (n - 1) ** 2
 
 
-def hsic_1(k: Tensor, l: Tensor) -> Tensor:
+def hsic_1(k: Tensor, m: Tensor) -> Tensor:
     """The traces and sums of Nguyen et al. 2021, Eq. 3."""
     n, one = len(k), torch.ones(len(k), dtype=k.dtype)
-    k, l = k - k.diag().diag(), l - l.diag().diag()
-    sums = (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
-    return ((k @ l).trace() + sums - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+    k, m = k - k.diag().diag(), m - m.diag().diag()
+    sums = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+    return ((k @ m).trace() + sums - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
 
 
 def test_centred_matrices_give_both_forms_of_hsic(x: Tensor, y: Tensor) -> None:
     """Of raw Gram matrices, and of those without the mean of the features."""
-    k, l = x @ x.T, y @ y.T
+    k, m = x @ x.T, y @ y.T
     for centring, formula in ((centred, hsic), (u_centred, hsic_1)):
-        torch.testing.assert_close((centring(k) * centring(l)).sum(), formula(k, l))
-        torch.testing.assert_close((centring(gram(x)) * centring(gram(y))).sum(), formula(k, l))
+        torch.testing.assert_close((centring(k) * centring(m)).sum(), formula(k, m))
+        torch.testing.assert_close((centring(gram(x)) * centring(gram(y))).sum(), formula(k, m))
 
 
 def test_hsic_1_is_the_mean_over_all_quadruples(x: Tensor, y: Tensor) -> None:
-    """What it is unbiased for: E[k12 l12] + E[k12 l34] - 2 E[k12 l13] over different images."""
-    k, l, terms = x[:6] @ x[:6].T, y[:6] @ y[:6].T, []
+    """What it is unbiased for: E[k12 m12] + E[k12 m34] - 2 E[k12 m13] over different images."""
+    k, m, terms = x[:6] @ x[:6].T, y[:6] @ y[:6].T, []
     for a in range(6):
         for b in set(range(6)) - {a}:
             for c in set(range(6)) - {a, b}:
                 for d in set(range(6)) - {a, b, c}:
-                    terms.append(k[a, b] * (l[a, b] + l[c, d] - 2 * l[a, c]))
-    torch.testing.assert_close((u_centred(k) * u_centred(l)).sum(), torch.stack(terms).mean())
+                    terms.append(k[a, b] * (m[a, b] + m[c, d] - 2 * m[a, c]))
+    torch.testing.assert_close((u_centred(k) * u_centred(m)).sum(), torch.stack(terms).mean())
 
 
 def test_linear_cka_is_the_ratio_of_norms_of_products_of_features(x: Tensor, y: Tensor) -> None:
@@ -67,21 +76,23 @@ def test_minibatch_cka_is_made_of_means_over_minibatches(x: Tensor, y: Tensor) -
         return sum((hsic_1(b[one] @ b[one].T, b[other] @ b[other].T) for b in pairs), start=torch.tensor(0)) / 2
 
     expected = mean(0, 1) / (mean(0, 0) * mean(1, 1)).sqrt()
-    torch.testing.assert_close(minibatch_cka([([a], [b]) for a, b in pairs]).squeeze(), expected)
+    torch.testing.assert_close(cka([([a], [b]) for a, b in pairs]).squeeze(), expected)
 
 
 def test_rows_are_layers_of_the_first_network_and_columns_of_the_second(x: Tensor, y: Tensor) -> None:
-    table = minibatch_cka([([x, y], [y, x, x + y[:, :1]])])
+    table = cka([([x, y], [y, x, x + y[:, :1]])])
     assert table.shape == (2, 3)
     torch.testing.assert_close(table[0, 1], torch.ones_like(table[0, 1]))
-    torch.testing.assert_close(table[0, 0], minibatch_cka([([x], [y])])[0, 0])
+    torch.testing.assert_close(table[0, 0], cka([([x], [y])])[0, 0])
 
 
 @pytest.mark.parametrize("centring", [centred, u_centred])
-def test_cka_is_one_on_itself_however_turned_and_scaled(x: Tensor, y: Tensor, stream: Stream, centring: object) -> None:
+def test_cka_is_one_on_itself_however_turned_and_scaled(
+    x: Tensor, y: Tensor, stream: Stream, centring: Callable[[Tensor], Tensor]
+) -> None:
     turn, _ = torch.linalg.qr(randn(stream.at("turn"), 5, 5))
-    table = minibatch_cka([([x], [x, 3 * x @ turn + 1, y])], centring)  # type: ignore[arg-type]
-    turned = minibatch_cka([([3 * x @ turn + 1], [y])], centring)  # type: ignore[arg-type]
+    table = cka([([x], [x, 3 * x @ turn + 1, y])], centring)
+    turned = cka([([3 * x @ turn + 1], [y])], centring)
     torch.testing.assert_close(table[0, :2], torch.ones_like(table[0, :2]))
     torch.testing.assert_close(turned[0, 0], table[0, 2])
 
@@ -89,16 +100,16 @@ def test_cka_is_one_on_itself_however_turned_and_scaled(x: Tensor, y: Tensor, st
 def test_independent_features_are_alike_to_the_biased_form_only(stream: Stream) -> None:
     """64 images a minibatch and 256 features: the biased form is near 1 - by the number of features alone."""
     batches = [randn(stream.at(number), 2, 64, 256) for number in range(10)]
-    assert abs(float(minibatch_cka([([a], [b]) for a, b in batches]))) < 0.01
+    assert abs(float(cka([([a], [b]) for a, b in batches]))) < 0.01
     assert linear_cka(*batches[0]) > 0.7
 
 
 def test_a_layer_that_says_the_same_of_all_images_is_like_nothing(x: Tensor) -> None:
-    assert float(minibatch_cka([([x], [torch.ones(9, 2)])])) == 0
+    assert float(cka([([x], [torch.ones(9, 2)])])) == 0
 
 
 def test_too_few_images_are_refused(x: Tensor) -> None:
     with pytest.raises(ValueError, match="at least 4 images in a minibatch, got 3"):
-        minibatch_cka([([x[:3]], [x[:3]])])
+        cka([([x[:3]], [x[:3]])])
     with pytest.raises(ValueError, match="at least one minibatch, got none"):
         minibatch_cka([])

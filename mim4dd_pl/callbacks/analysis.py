@@ -7,29 +7,25 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from mim4dd_pl.artefact import Distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.findings import (
     MOST_CLASSES,
-    Plane,
+    Shown,
     compare_layers,
-    draw_plane,
     first_expert,
     measure,
     pixels_of,
-    planes_of,
+    show,
     student_on,
 )
 from mim4dd_pl.callbacks.learned import data_of, find
 from mim4dd_pl.callbacks.tables import print_lines
-from mim4dd_pl.embedding import principal_components
-from mim4dd_pl.features import Features
+from mim4dd_pl.embedding import principal_components, tsne
 from mim4dd_pl.files import replacing
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.neighbours import Neighbours
@@ -40,13 +36,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CAPTIONS = {
-    "cka.png": "How alike (CKA, 1 is alike up to rotation and scale) the layers of an expert, trained on real images, "
-    "and of a student, trained on the distilled set or on as many random real images, are on the same held-out images: "
-    "the brighter the left panel beside the right one, the more of the real representation the set teaches.",
-    "tsne.png": "t-SNE of the features of real images (dots) and learned ones (diamonds) in each layer: a diamond among "
-    "the dots of its colour looks like its class; distances between groups mean nothing.",
+    "cka.png": "How alike the layers of an expert (rows, trained on real images) and of a student (columns, trained on "
+    "the distilled set, or on as many random real images) are on the same held-out images, 1 being alike up to "
+    "rotation and scale: where the left panel is brighter, the distilled set teaches more of what an expert sees.",
     "neighbours.png": "Learned images above the training images nearest to them in pixels and in features; the number "
-    "is the distance in units of the usual one between nearest training images, 0 for a copy.",
+    "is the distance in units of the usual one between nearest training images, so that 0 is a copy.",
+    "tsne.png": "t-SNE of the features of real images (dots) and learned ones (diamonds) in each layer: a diamond "
+    "among dots of its colour looks like its class to the network; distances between groups mean nothing.",
 }
 """How to read each figure."""
 
@@ -105,20 +101,20 @@ class Analysis(L.Callback):
             figures["cka.png"] = drawing.heat_maps(panels, "expert on real images")
             names = drawing.layer_names(len(cka["values"]))
             numbers["cka"] = {"rows": names, "columns": names, **{name: each.tolist() for name, each in cka.items()}}
-        plane = draw_plane(module, distilled, self.real_images, stream.at("plane"))
+        shown = show(module, distilled, seen_by, self.real_images, stream.at("shown"))
         classes = distilled.classes[:MOST_CLASSES]
         if self.tsne:
-            points = planes_of(plane, seen_by, stream.at("t-SNE"))
-            figures["tsne.png"] = drawing.planes(points, plane.labels, plane.learned, classes)
+            points = [tsne(layer, stream.at("t-SNE", number)) for number, layer in enumerate(shown.layers)]
+            figures["tsne.png"] = drawing.planes(points, shown.labels, shown.learned, classes)
         about = {
             "features_of": "the first student" if expert is None else "the first expert",
             **numbers,
-            "captions": {name: CAPTIONS[name] for name in sorted(figures)},
+            "captions": {name: caption for name, caption in CAPTIONS.items() if name in figures},
             "distilled": dict(distilled.facts),
         }
         _write(parent / "analysis", figures, about)
         print_lines({"analysis": parent / "analysis"})
-        self._show(module, parent / "analysis", plane, classes, seen_by)
+        self._log(module, parent / "analysis", shown, classes)
 
     @staticmethod
     def _neighbours(module: DistillationModule, distilled: Distilled, found: dict[str, Neighbours]) -> "Figure":
@@ -129,14 +125,12 @@ class Analysis(L.Callback):
         first = {label: rows[0] for label, rows in list(distilled.shown().items())[:MOST_CLASSES]}
         chosen = list(first.values())
         titles = {f"nearest in\n{name}": each for name, each in found.items()}
-        rows = {title: pixels_of(train, each.index[chosen]) for title, each in titles.items()}
-        ratios = {title: each.ratio[chosen].tolist() for title, each in titles.items()}
+        rows = {title: pixels_of(train, each.rows[chosen]) for title, each in titles.items()}
+        ratios = {title: each.ratio[chosen] for title, each in titles.items()}
         names = [distilled.classes[label] for label in first]
         return drawing.neighbour_rows({"learned": distilled.pixels(chosen), **rows}, names, ratios)
 
-    def _show(
-        self, module: DistillationModule, folder: Path, plane: Plane, classes: tuple[str, ...], seen_by: Features
-    ) -> None:
+    def _log(self, module: DistillationModule, folder: Path, shown: Shown, classes: tuple[str, ...]) -> None:
         """The figures and the projector on TensorBoard."""
         step = module.outer_steps
         for logger in module.trainer.loggers:
@@ -144,23 +138,23 @@ class Analysis(L.Callback):
                 continue
             for path in sorted(folder.glob("*.png")):
                 with Image.open(path) as picture:
-                    shown = np.asarray(picture.convert("RGB"))
-                logger.experiment.add_image(f"analysis/{path.stem}", shown, step, dataformats="HWC")
+                    pixels = np.asarray(picture.convert("RGB"))
+                logger.experiment.add_image(f"analysis/{path.stem}", pixels, step, dataformats="HWC")
             if self.projector:
-                _project(logger.experiment, plane, classes, seen_by.deepest(plane.images), step)
+                _project(logger.experiment, shown, classes, step)
 
 
-def _project(writer: Any, plane: Plane, classes: tuple[str, ...], features: Tensor, step: int) -> None:
+def _project(writer: Any, shown: Shown, classes: tuple[str, ...], step: int) -> None:
     """Fifty principal components of some images' features, with class, kind and a small picture of each."""
-    kinds = [("real", "learned")[each] for each in plane.learned.tolist()]
+    kinds = [("real", "learned")[each] for each in shown.learned.tolist()]
     # One line of a table for each: a name may hold anything.
-    names = [" ".join(classes[label].split()) for label in plane.labels.tolist()]
-    side = min(64, plane.pixels.shape[-1])
+    names = [" ".join(classes[label].split()) for label in shown.labels.tolist()]
+    side = min(64, shown.pixels.shape[-1])
     writer.add_embedding(
-        principal_components(features, 50).cpu(),
+        principal_components(shown.layers[-1], 50).cpu(),
         metadata=list(zip(names, kinds, strict=True)),
         metadata_header=["class", "image"],
-        label_img=adaptive_avg_pool2d(plane.pixels, side),
+        label_img=adaptive_avg_pool2d(shown.pixels, side),
         global_step=step,
         tag="analysis",
     )

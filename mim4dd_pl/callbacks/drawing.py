@@ -1,10 +1,12 @@
 """The figures of an analysis; each is an object of its own, without pyplot and its global state."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 
 COLOURS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
@@ -61,28 +63,32 @@ def planes(points: Sequence[Tensor], labels: Tensor, learned: Tensor, classes: S
     return figure
 
 
-def neighbour_rows(rows: dict[str, Tensor], classes: Sequence[str], ratios: dict[str, Sequence[float]]) -> Figure:
+def neighbour_rows(rows: dict[str, Tensor], classes: Sequence[str], ratios: dict[str, Tensor]) -> Figure:
     """Learned images above real ones: a row for each title, a column for each learned image.
 
     Args:
         rows: By title, pixels in [0, 1] of shape (n, c, h, w).
         classes: What stands above the columns, n names.
-        ratios: What stands below the images of a row, n numbers; not for all rows.
+        ratios: By title, what stands below the images of a row, shape (n,); not for all rows.
     """
-    count = len(classes)
-    figure = Figure(figsize=(count + 1.4, 1.35 * len(rows) + 0.3), layout="constrained")
-    panels = figure.subplots(len(rows), count, squeeze=False)
-    for line, (title, images) in zip(panels, rows.items(), strict=True):
-        for column, (axes, image) in enumerate(zip(line, images, strict=True)):
-            pixels = np.moveaxis(image.numpy(), 0, -1)
-            axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], vmin=0, vmax=1, cmap="gray")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if title in ratios:
-                axes.set_xlabel(f"{ratios[title][column]:.2f}", fontsize=9)
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center")
-    for axes, name in zip(panels[0], classes, strict=True):
-        axes.set_title(name, fontsize=9)
+    figure = Figure(figsize=(len(classes) + 1.4, 1.35 * len(rows) + 0.3), layout="constrained")
+    # One axes for a row: thirty of them take seconds.
+    panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axes, (title, images) in zip(panels, rows.items(), strict=True):
+        width = images.shape[3]
+        gap = max(1, width // 12)
+        strip = np.concatenate(list(pad(images, [0, gap], value=1).movedim(1, -1).numpy()), axis=1)[:, :-gap]
+        axes.imshow(strip if strip.shape[-1] == 3 else strip[..., 0], vmin=0, vmax=1, cmap="gray")
+        middles = (width - 1) / 2 + (width + gap) * np.arange(len(classes))
+        axes.set_xticks(
+            middles, [f"{ratio:.2f}" for ratio in ratios[title]] if title in ratios else [""] * len(classes)
+        )
+        axes.set_yticks([(images.shape[2] - 1) / 2], [title])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    for middle, name in zip(middles, classes, strict=True):
+        where = {"xy": (middle, 1), "xycoords": ("data", "axes fraction"), "xytext": (0, 4)}
+        panels[0].annotate(fill(name, 12), **where, textcoords="offset points", ha="center", fontsize=9)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from mim4dd_pl.artefact import Distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.learned import data_of, find, random_real
 from mim4dd_pl.data import ImageSet, InMemory
-from mim4dd_pl.embedding import tsne
 from mim4dd_pl.errors import StoredFileError
 from mim4dd_pl.evaluation import calibrated
 from mim4dd_pl.features import Features, layer_similarity
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 MOST_CLASSES = 10
 """Classes that a figure shows, the first ones."""
 
-_POOL = 5000
+_POOL = 3000
 """Real images whose features are looked at: a network takes far longer over an image than a comparison of pixels."""
 
 _USUAL = 2000
@@ -46,9 +46,7 @@ def first_expert(module: DistillationModule) -> Features | None:
         _log.info("No expert for the analysis: %s", error)
         return None
     train = data.train.to(module.device)
-    return Features(
-        module.network, theta, calibrated(module.network, theta, train, module.experts.training.batch_size)
-    )
+    return Features(module.network, theta, calibrated(module.network, theta, train, module.experts.training.batch_size))
 
 
 def student_on(module: DistillationModule, images: InMemory, learned_lr: float | None = None) -> Features:
@@ -75,30 +73,28 @@ def compare_layers(
         _log.info("No CKA: it needs %d held-out images, there are %d.", FEWEST, len(rows))
         return None
     other = student_on(module, random_real(module, len(distilled.labels), 0))
-    return {
-        name: layer_similarity(expert, network, held_out, rows).cpu()
-        for name, network in (("values", student), ("control", other))
-    }
+    values, control = layer_similarity(expert, [student, other], held_out, rows)
+    return {"values": values.cpu(), "control": control.cpu()}
 
 
 @dataclass(frozen=True)
-class Plane:
-    """Some real images and the first learned ones of each class, for the figures.
+class Shown:
+    """Some real images and the first learned ones of each class, for t-SNE and projector.
 
     Args:
-        images: Real, then learned ones, normalised, shape (N, c, h, w).
+        layers: Features of real, then learned ones in each layer, maps averaged to 8x8; shape (N, D_k).
         labels: Class of each, shape (N,).
         learned: Which are learned, shape (N,), bool.
         pixels: As they look, shape (N, c, h, w) in [0, 1], on the CPU.
     """
 
-    images: Tensor
+    layers: Sequence[Tensor]
     labels: Tensor
     learned: Tensor
     pixels: Tensor
 
 
-def draw_plane(module: DistillationModule, distilled: Distilled, most: int, stream: Stream) -> Plane:
+def show(module: DistillationModule, distilled: Distilled, seen_by: Features, most: int, stream: Stream) -> Shown:
     """About ``most`` real images of the first ten classes, as many of each, and up to ten learned ones of each."""
     train = data_of(module).train.to(module.device)
     shown = min(train.num_classes, MOST_CLASSES)
@@ -106,17 +102,13 @@ def draw_plane(module: DistillationModule, distilled: Distilled, most: int, stre
     rows = train.per_class(count, stream.generator())[: shown * count]
     chosen = [row for label, each in distilled.shown().items() if label < shown for row in each]
     real = train.batch(rows)
-    return Plane(
-        images=torch.cat([real.images, distilled.images[chosen].to(module.device)]),
+    images = torch.cat([real.images, distilled.images[chosen].to(module.device)])
+    return Shown(
+        layers=seen_by.layers(images, most=8),
         labels=torch.cat([real.labels.cpu(), distilled.labels[chosen]]),
         learned=torch.arange(len(rows) + len(chosen)) >= len(rows),
         pixels=torch.cat([pixels_of(train, rows), distilled.pixels(chosen)]),
     )
-
-
-def planes_of(plane: Plane, seen_by: Features, stream: Stream) -> list[Tensor]:
-    """t-SNE of the features of each layer, each of shape (N, 2)."""
-    return [tsne(layer, stream.at(number)) for number, layer in enumerate(seen_by.layers(plane.images))]
 
 
 def pixels_of(images: ImageSet, rows: Tensor) -> Tensor:
@@ -129,7 +121,7 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, Neighbours]]:
     """Nearest real images in pixels and features, diversity and overlap of the classes.
 
-    All training images are searched by their pixels, up to 5,000 random ones by the features of the last layer.
+    All training images are searched by their pixels, up to 3,000 random ones by the features of the last layer.
 
     Returns:
         The numbers, by name, and the neighbours among the training images.
@@ -144,10 +136,12 @@ def measure(
         usual,
         (pixels_of(train, rows).flatten(1).to(device) for rows in every),
     )
-    learned, real = seen_by.deepest(distilled.images.to(device)), seen_by.deepest_of(train, pool)
+    everything = torch.arange(len(distilled.labels), device=device)
+    learned = seen_by.deepest_of(distilled.training_set(device), everything)
+    real = seen_by.deepest_of(train, pool)
     labels, real_labels = distilled.labels.to(device), train.labels[pool]
     features = find_neighbours(learned, real[:_USUAL], torch.arange(len(usual), device=device), [real])
-    neighbours = {"pixels": pixels, "features": features._replace(index=pool[features.index])}
+    neighbours = {"pixels": pixels, "features": features._replace(rows=pool[features.rows])}
     own, others = (
         mean_pairwise_distance(vectors, of, train.num_classes)
         for vectors, of in ((learned, labels), (real, real_labels))
@@ -165,7 +159,7 @@ def measure(
                 "typical_distance": float(found.typical),
                 "median_ratio": float(found.ratio.median()),
                 "ratio": found.ratio.tolist(),
-                "nearest": found.index.tolist(),
+                "nearest": found.rows.tolist(),
             }
             for name, found in neighbours.items()
         },
