@@ -26,7 +26,10 @@ class Neighbours(NamedTuple):
 
     @property
     def ratio(self) -> Tensor:
-        """Zero for a copy, one for an image that is as far from the real ones as they are from each other."""
+        """Zero for a copy, one for an image that is as far from the real ones as they are from each other.
+
+        Not finite where most real images have a copy, so that nothing is usual.
+        """
         return self.distance / self.typical
 
 

@@ -11,6 +11,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mim4dd_pl.callbacks import Analysis
+from mim4dd_pl.callbacks.findings import plain
 from mim4dd_pl.cli import main
 from mim4dd_pl.data.sets import InMemory
 from mim4dd_pl.features import Features, layer_similarity
@@ -115,6 +116,21 @@ def test_without_experts_features_are_a_students(
 def test_a_test_without_a_folder_looks_at_nothing(run: Path, recipe: list[str], capsys: Any) -> None:
     assert main(["test", *recipe, f"--distilled={run}/distilled/last"]) == 0
     assert "Analysing" not in capsys.readouterr().out
+
+
+def test_what_is_not_finite_is_null_in_a_file() -> None:
+    assert plain(torch.tensor([[1.0, torch.nan], [torch.inf, 0.5]])) == [[1.0, None], [None, 0.5]]
+
+
+def test_a_diverged_student_is_not_looked_through(
+    run: Path, recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diverging = CALLBACKS.replace("epochs: 2", "epochs: 2, lr: 1.0e+30").replace("}]", "}, {class_path: Analysis}]")
+    arguments = [*recipe[:4], diverging, "--trainer.enable_progress_bar=false"]
+    elsewhere = [f"--model.experts.root={tmp_path}/none", f"--distilled={run}/distilled/last", f"--results={tmp_path}"]
+    assert main(["test", *arguments, *elsewhere]) == 0
+    assert "No analysis: the student that it looks through diverged." in capsys.readouterr().out
+    assert not (tmp_path / "analysis").exists()
 
 
 def test_too_few_real_images_are_refused() -> None:

@@ -50,6 +50,13 @@ def test_what_is_typical_is_the_median_distance_of_real_images_from_each_other(l
     torch.testing.assert_close(found.ratio, found.distance / sorted(smallest)[1])
 
 
+def test_nothing_is_usual_where_real_images_are_copies_of_each_other(learned: Tensor, real: Tensor) -> None:
+    twice = torch.cat([real, real])
+    found = find_neighbours(learned, twice, torch.arange(40), twice.split(9))
+    assert found.typical == 0
+    assert not found.ratio.isfinite().any()
+
+
 def test_ratios_and_fractions_do_not_see_the_scale(learned: Tensor, real: Tensor) -> None:
     ratios, overlaps = [], []
     for scale in (1, 50):

@@ -20,6 +20,7 @@ from mim4dd_pl.callbacks.findings import (
     first_expert,
     measure,
     pixels_of,
+    plain,
     show,
     student_on,
 )
@@ -89,6 +90,9 @@ class Analysis(L.Callback):
         expert = first_expert(module)
         student = student_on(module, distilled.training_set(module.device), float(distilled.student_lr))
         seen_by = student if expert is None else expert
+        if not seen_by.theta.isfinite().all():
+            _log.info("No analysis: the student that it looks through diverged.")
+            return
         numbers, neighbours = measure(module, distilled, seen_by, stream.at("pool"))
         figures = {"neighbours.png": self._neighbours(module, distilled, neighbours)}
         cka = None
@@ -100,7 +104,7 @@ class Analysis(L.Callback):
             panels = {"student on distilled images": cka["values"], "student on random real images": cka["control"]}
             figures["cka.png"] = drawing.heat_maps(panels, "expert on real images")
             names = drawing.layer_names(len(cka["values"]))
-            numbers["cka"] = {"rows": names, "columns": names, **{name: each.tolist() for name, each in cka.items()}}
+            numbers["cka"] = {"rows": names, "columns": names, **{name: plain(each) for name, each in cka.items()}}
         shown = show(module, distilled, seen_by, self.real_images, stream.at("shown"))
         classes = distilled.classes[:MOST_CLASSES]
         if self.tsne:

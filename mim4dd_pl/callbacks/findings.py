@@ -157,14 +157,21 @@ def measure(
             name: {
                 "searched": len(train) if name == "pixels" else len(pool),
                 "typical_distance": float(found.typical),
-                "median_ratio": float(found.ratio.median()),
-                "ratio": found.ratio.tolist(),
+                "median_ratio": plain(found.ratio.median()),
+                "ratio": plain(found.ratio),
                 "nearest": found.rows.tolist(),
             }
             for name, found in neighbours.items()
         },
     }
     return numbers, neighbours
+
+
+def plain(values: Tensor) -> Any:
+    """Nested lists of numbers for a file, without what is not finite."""
+    if values.ndim == 0:
+        return float(values) if math.isfinite(values) else None
+    return [plain(value) for value in values]
 
 
 def _finite(values: dict[str, Tensor]) -> dict[str, float]:
