@@ -21,7 +21,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mim4dd_pl.callbacks import AtomicCheckpointIO, ClosingTable, Evaluation, Export, StepProgress
+from mim4dd_pl.callbacks import Analysis, AtomicCheckpointIO, ClosingTable, Evaluation, Export, StepProgress
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import StoredFileError, UserError
 from mim4dd_pl.memory import keep_freed_memory
@@ -186,7 +186,7 @@ class DistillationCLI(LightningCLI):
             )
         kinds = [type(callback) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
         if kinds.count(Evaluation) != 1 and (
-            self.subcommand in ("validate", "test") or {Export, ClosingTable} & set(kinds)
+            self.subcommand in ("validate", "test") or {Export, ClosingTable, Analysis} & set(kinds)
         ):
             raise UserError(f"trainer.callbacks must hold one Evaluation, got {kinds.count(Evaluation)}.")
         if ClosingTable in kinds and Export not in kinds:

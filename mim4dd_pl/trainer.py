@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import lightning as L
 
-from mim4dd_pl.callbacks import ClosingTable, Evaluation
+from mim4dd_pl.callbacks import Analysis, ClosingTable, Evaluation
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import UserError
 from mim4dd_pl.estimate import estimate, show
@@ -57,7 +57,7 @@ class Trainer(L.Trainer):
             ckpt_path: ``last``, or a checkpoint of the recipe, whose images are evaluated.
             distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
             across: Other networks to train on the set as well.
-            results: A folder for results.json and results.csv.
+            results: A folder for results.json and results.csv, and for what Analysis finds.
         """
         tables = [callback for callback in self.callbacks if isinstance(callback, ClosingTable)]  # type: ignore[attr-defined]
         if not tables and (across or results):
@@ -68,8 +68,9 @@ class Trainer(L.Trainer):
             evaluation.across = [FlatNetwork(factory, shape, classes) for factory in across or ()]
         except ValueError as error:
             raise UserError(f"across: {error}") from error
-        for table in tables:
-            table.results = None if results is None else Path(results)
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Analysis | ClosingTable):
+                callback.results = None if results is None else Path(results)
         return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     def _use(self, data: ImageDataModule, folder: str | None) -> Evaluation:

@@ -1,5 +1,6 @@
 """What happens around training; callbacks read and never steer."""
 
+from mim4dd_pl.callbacks.analysis import Analysis
 from mim4dd_pl.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from mim4dd_pl.callbacks.closing import ClosingTable
 from mim4dd_pl.callbacks.evaluation import Evaluation
@@ -7,4 +8,13 @@ from mim4dd_pl.callbacks.export import Export
 from mim4dd_pl.callbacks.pictures import Pictures
 from mim4dd_pl.callbacks.progress import StepProgress
 
-__all__ = ["AtomicCheckpointIO", "ClosingTable", "Evaluation", "Export", "LastCheckpoint", "Pictures", "StepProgress"]
+__all__ = [
+    "Analysis",
+    "AtomicCheckpointIO",
+    "ClosingTable",
+    "Evaluation",
+    "Export",
+    "LastCheckpoint",
+    "Pictures",
+    "StepProgress",
+]

@@ -5,7 +5,7 @@ import platform
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from mim4dd_pl.artefact import Distilled, grid, read_distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
-from mim4dd_pl.callbacks.learned import data_of
+from mim4dd_pl.callbacks.learned import data_of, find, random_real
 from mim4dd_pl.callbacks.tables import print_lines, print_scores, write_scores
 from mim4dd_pl.data import ImageDataModule, InMemory
 from mim4dd_pl.errors import StoredFileError
@@ -25,7 +25,6 @@ from mim4dd_pl.population import Training
 from mim4dd_pl.scores import Score, hard_label_recovery, improvement_over_random, label_robust_score
 
 _log = logging.getLogger(__name__)
-_C = TypeVar("_C", bound=L.Callback)
 
 DISTILLED, RANDOM, RANDOM_SOFT, WHOLE = (
     "distilled",
@@ -70,7 +69,7 @@ class ClosingTable(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._lap("distillation")
         _log.info("Training students for the closing table ...")
-        module, export = cast(DistillationModule, pl_module), _find(trainer, Export)
+        module, export = cast(DistillationModule, pl_module), find(trainer, Export)
         run = Export.folder(trainer).parent
         learned = {which: read_distilled(run / "distilled" / which) for which in ("best", "last")}
         names = {"last": f"{DISTILLED} (last)"}
@@ -112,7 +111,7 @@ class ClosingTable(L.Callback):
             _log.info("No row with an expert's labels: %s", error)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module, evaluation = cast(DistillationModule, pl_module), _find(trainer, Evaluation)
+        module, evaluation = cast(DistillationModule, pl_module), find(trainer, Evaluation)
         distilled = evaluation.evaluated(module)
         self.scores = [evaluation.latest, *self._others(module, distilled, DISTILLED)]
         ranking = self._ranking(DISTILLED)
@@ -136,15 +135,15 @@ class ClosingTable(L.Callback):
     def _distilled(
         self, module: DistillationModule, name: str, distilled: Distilled, network: FlatNetwork | None = None
     ) -> Score:
-        evaluation = _find(module.trainer, Evaluation)
+        evaluation = find(module.trainer, Evaluation)
         sets = [distilled.training_set(module.device)] * evaluation.num_students
         return evaluation.score(module, name, sets, network=network, learned_lr=float(distilled.student_lr))
 
     def _others(self, module: DistillationModule, distilled: Distilled, name: str) -> list[Score]:
         """Every row but those of the distilled set on the module's own network."""
-        evaluation = _find(module.trainer, Evaluation)
+        evaluation = find(module.trainer, Evaluation)
         train = data_of(module).train.to(module.device)
-        draws = [_random_real(module, len(distilled.labels), number) for number in range(evaluation.num_students)]
+        draws = [random_real(module, len(distilled.labels), number) for number in range(evaluation.num_students)]
         rows = []
         if distilled.label_logits is not None:
             rows.append(self._distilled(module, f"{name}, hard labels", replace(distilled, label_logits=None)))
@@ -178,21 +177,10 @@ class ClosingTable(L.Callback):
         return ranking
 
 
-def _random_real(module: DistillationModule, images: int, number: int) -> InMemory:
-    """About so many random training images, the same number of each class."""
-    train = data_of(module).train.to(module.device)
-    generator = module.stream.at("random real", number).generator()
-    return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
-
-
 def _write_comparison(run: Path, module: DistillationModule, learned: Distilled) -> None:
     """``comparison.png``: the first learned image of up to ten classes above a random real one of each."""
-    real = replace(learned, images=_random_real(module, len(learned.labels), 0).images)
+    real = replace(learned, images=random_real(module, len(learned.labels), 0).images)
     first = [rows[0] for rows in learned.shown().values()][:10]
     pixels = torch.cat([learned.pixels(first), real.pixels(first)])
     with replacing(run / "comparison.png") as temporary:
         to_pil_image(grid(pixels, per_row=len(first))).save(temporary, format="png")
-
-
-def _find(trainer: L.Trainer, kind: type[_C]) -> _C:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]

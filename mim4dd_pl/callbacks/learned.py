@@ -1,14 +1,16 @@
-"""The module's synthetic set as it stands, with everything that belongs to it."""
+"""What callbacks work on: the synthetic set as it stands, the data, random real images, and each other."""
 
-from typing import cast
+from typing import TypeVar, cast
 
 import lightning as L
 import torch
 
 import mim4dd_pl
 from mim4dd_pl.artefact import Distilled, to_facts
-from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.data import ImageDataModule, InMemory
 from mim4dd_pl.modules import DistillationModule
+
+_C = TypeVar("_C", bound=L.Callback)
 
 
 def data_of(module: DistillationModule) -> ImageDataModule:
@@ -40,3 +42,15 @@ def learned_set(module: DistillationModule, **facts: object) -> Distilled:
             versions=f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, lightning {L.__version__}",
         ),
     )
+
+
+def random_real(module: DistillationModule, images: int, number: int) -> InMemory:
+    """About so many random training images, the same number of each class."""
+    train = data_of(module).train.to(module.device)
+    generator = module.stream.at("random real", number).generator()
+    return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
+
+
+def find(trainer: L.Trainer, kind: type[_C]) -> _C:
+    """The callback of this kind."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from mim4dd_pl.data import Batch, ImageSet
 from mim4dd_pl.information import Information, InformationTerm
@@ -116,6 +117,9 @@ def log_values(
     if information is not None:
         values["train/information_loss"] = mean.information_loss
         values["train/image_gradient_information"] = mean.information_images.norm()
+        values["train/gradient_cosine"] = cosine_similarity(
+            mean.host_images.flatten(), mean.information_images.flatten(), dim=0, eps=torch.finfo(torch.float32).tiny
+        )
         values["train/information_factor"] = factor
         if information.critic.ceiling is not None:
             values["train/bound_nats_ceiling"] = torch.tensor(information.critic.ceiling)
