@@ -2,9 +2,19 @@
 
 from mim4dd_pl.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from mim4dd_pl.callbacks.closing import ClosingTable
+from mim4dd_pl.callbacks.diagnostics import Diagnostics
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
 from mim4dd_pl.callbacks.pictures import Pictures
 from mim4dd_pl.callbacks.progress import StepProgress
 
-__all__ = ["AtomicCheckpointIO", "ClosingTable", "Evaluation", "Export", "LastCheckpoint", "Pictures", "StepProgress"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "ClosingTable",
+    "Diagnostics",
+    "Evaluation",
+    "Export",
+    "LastCheckpoint",
+    "Pictures",
+    "StepProgress",
+]

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from mim4dd_pl.artefact import Distilled, grid, read_distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
-from mim4dd_pl.callbacks.learned import data_of
+from mim4dd_pl.callbacks.learned import data_of, random_real
 from mim4dd_pl.callbacks.tables import print_lines, print_scores, write_scores
 from mim4dd_pl.data import ImageDataModule, InMemory
 from mim4dd_pl.errors import StoredFileError
@@ -144,7 +144,7 @@ class ClosingTable(L.Callback):
         """Every row but those of the distilled set on the module's own network."""
         evaluation = _find(module.trainer, Evaluation)
         train = data_of(module).train.to(module.device)
-        draws = [_random_real(module, len(distilled.labels), number) for number in range(evaluation.num_students)]
+        draws = [random_real(module, len(distilled.labels), number) for number in range(evaluation.num_students)]
         rows = []
         if distilled.label_logits is not None:
             rows.append(self._distilled(module, f"{name}, hard labels", replace(distilled, label_logits=None)))
@@ -178,16 +178,9 @@ class ClosingTable(L.Callback):
         return ranking
 
 
-def _random_real(module: DistillationModule, images: int, number: int) -> InMemory:
-    """About so many random training images, the same number of each class."""
-    train = data_of(module).train.to(module.device)
-    generator = module.stream.at("random real", number).generator()
-    return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
-
-
 def _write_comparison(run: Path, module: DistillationModule, learned: Distilled) -> None:
     """``comparison.png``: the first learned image of up to ten classes above a random real one of each."""
-    real = replace(learned, images=_random_real(module, len(learned.labels), 0).images)
+    real = replace(learned, images=random_real(module, len(learned.labels), 0).images)
     first = [rows[0] for rows in learned.shown().values()][:10]
     pixels = torch.cat([learned.pixels(first), real.pixels(first)])
     with replacing(run / "comparison.png") as temporary:

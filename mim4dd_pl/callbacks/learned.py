@@ -1,4 +1,4 @@
-"""The module's synthetic set as it stands, with everything that belongs to it."""
+"""The module's synthetic set as it stands, with everything that belongs to it, and real images to compare it with."""
 
 from typing import cast
 
@@ -7,13 +7,20 @@ import torch
 
 import mim4dd_pl
 from mim4dd_pl.artefact import Distilled, to_facts
-from mim4dd_pl.data import ImageDataModule
+from mim4dd_pl.data import ImageDataModule, InMemory
 from mim4dd_pl.modules import DistillationModule
 
 
 def data_of(module: DistillationModule) -> ImageDataModule:
     """The data that a Trainer runs the module on."""
     return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
+
+
+def random_real(module: DistillationModule, images: int, number: int) -> InMemory:
+    """About so many random training images, the same number of each class."""
+    train = data_of(module).train.to(module.device)
+    generator = module.stream.at("random real", number).generator()
+    return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
 
 
 def learned_set(module: DistillationModule, **facts: object) -> Distilled:
