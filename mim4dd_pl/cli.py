@@ -21,7 +21,15 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mim4dd_pl.callbacks import Analysis, AtomicCheckpointIO, ClosingTable, Evaluation, Export, StepProgress
+from mim4dd_pl.callbacks import (
+    Analysis,
+    AtomicCheckpointIO,
+    ClosingTable,
+    Diagnostics,
+    Evaluation,
+    Export,
+    StepProgress,
+)
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import StoredFileError, UserError
 from mim4dd_pl.memory import keep_freed_memory
@@ -193,9 +201,11 @@ class DistillationCLI(LightningCLI):
             raise UserError("trainer.callbacks: ClosingTable needs Export.")
 
     def _check_images_per_class(self) -> None:
-        """As many random real images are drawn to start from, and for the closing table."""
-        closing = any(isinstance(callback, ClosingTable) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if self.model.init == "real" or closing:
+        """As many random real images are drawn to start from, for the closing table and for the baseline."""
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        closing = any(isinstance(callback, ClosingTable) for callback in callbacks)
+        baseline = any(isinstance(callback, Diagnostics) and callback.baseline for callback in callbacks)
+        if self.model.init == "real" or closing or baseline:
             self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

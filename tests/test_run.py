@@ -136,3 +136,7 @@ def test_the_matching_loss_falls(run: Path) -> None:
     events.Reload()
     losses = [event.value for event in events.Scalars("train/matching_loss")]
     assert losses[-1] < losses[0] < 1.5
+
+
+def test_a_healthy_run_is_told_nothing(run: Path) -> None:
+    assert json.loads((run / "diagnostics.json").read_text()) == []

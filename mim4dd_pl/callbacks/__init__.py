@@ -3,6 +3,7 @@
 from mim4dd_pl.callbacks.analysis import Analysis
 from mim4dd_pl.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from mim4dd_pl.callbacks.closing import ClosingTable
+from mim4dd_pl.callbacks.diagnostics import Diagnostics
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
 from mim4dd_pl.callbacks.pictures import Pictures
@@ -12,6 +13,7 @@ __all__ = [
     "Analysis",
     "AtomicCheckpointIO",
     "ClosingTable",
+    "Diagnostics",
     "Evaluation",
     "Export",
     "LastCheckpoint",

@@ -109,7 +109,7 @@ class Evaluation(L.Callback):
             students = train_students(engine, sets, replace(training, lr=lr), stream, module.device)
             if len(candidates) == 1:
                 return students, lr
-            accuracy = self._on_validation(module, students)
+            accuracy = self.validation_accuracy(module, students)
             if best is None or accuracy > best[0]:
                 best = accuracy, students, lr
         assert best is not None
@@ -174,7 +174,8 @@ class Evaluation(L.Callback):
             print(f"{stage} accuracy {mean:.2f} +- {std:.2f} % ({len(score.confusion)} students)")
 
     @staticmethod
-    def _on_validation(module: DistillationModule, students: Classifiers) -> float:
+    def validation_accuracy(module: DistillationModule, students: Classifiers) -> float:
+        """Mean accuracy of ``students`` on the validation images, none of which they have been shown yet."""
         data = data_of(module)
         for batch in data.validation.to(module.device).batches(data.evaluation_batch_size):
             students.update(batch)

@@ -18,6 +18,13 @@ def data_of(module: DistillationModule) -> ImageDataModule:
     return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
 
 
+def random_real(module: DistillationModule, images: int, number: int) -> InMemory:
+    """About so many random training images, the same number of each class."""
+    train = data_of(module).train.to(module.device)
+    generator = module.stream.at("random real", number).generator()
+    return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
+
+
 def learned_set(module: DistillationModule, **facts: object) -> Distilled:
     """A copy of the synthetic set on the CPU; ``facts`` go on its card, before those of the run."""
     data, synthetic = data_of(module), module.synthetic
@@ -42,13 +49,6 @@ def learned_set(module: DistillationModule, **facts: object) -> Distilled:
             versions=f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, lightning {L.__version__}",
         ),
     )
-
-
-def random_real(module: DistillationModule, images: int, number: int) -> InMemory:
-    """About so many random training images, the same number of each class."""
-    train = data_of(module).train.to(module.device)
-    generator = module.stream.at("random real", number).generator()
-    return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
 
 
 def find(trainer: L.Trainer, kind: type[_C]) -> _C:
