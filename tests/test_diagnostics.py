@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from mim4dd_pl.callbacks import Diagnostics, Evaluation
+from mim4dd_pl.critics import SigmoidCritic
 from mim4dd_pl.data import Digits, ImageDataModule
 from mim4dd_pl.evaluation import Classifiers
-from mim4dd_pl.information import InformationTerm, SigmoidCritic
+from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.networks import ConvNet
 from mim4dd_pl.objectives import TrajectoryMatching
@@ -77,7 +78,7 @@ def evaluation() -> Evaluation:
 
 def literal(layers: Any, classes: int) -> InformationTerm:
     """A term of far too much weight."""
-    return InformationTerm(layers, classes, SigmoidCritic(reduction="paper"), weight=1e4, balance="literal")
+    return InformationTerm(layers, classes, partial(SigmoidCritic, reduction="paper"), weight=1e4, balance="literal")
 
 
 SICK: list[tuple[str, dict[str, Any]]] = [
