@@ -3,7 +3,6 @@
 import argparse
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -72,12 +71,13 @@ def sweep(args: Sequence[str]) -> int:
 
 def _run(plan: Sweep, out: Path, wanted: Sequence[Cell], jobs: int) -> int:
     """Run cells, a line and a new table for each; returns how many failed."""
-    failed, begun = 0, time.monotonic()
+    failed, minutes = 0, 0.0
     with closing(run(wanted, jobs)) as ended:
         for number, end in enumerate(ended, start=1):
             failed += end.error is not None
-            left = (time.monotonic() - begun) / 60 / number * (len(wanted) - number)
-            print(f"{number}/{len(wanted)}  {_line(end)}, {left:.1f} min left", flush=True)
+            minutes += end.minutes
+            left = minutes / number * (len(wanted) - number) / jobs
+            print(f"{number}/{len(wanted)}  {_line(end)}, {left:.0f} min left", flush=True)
             _write(plan, out)
     return failed
 

@@ -11,7 +11,7 @@ from mim4dd_pl.comparison import PairedDifference, paired_difference, sample_std
 from mim4dd_pl.sweep.cells import Outcome
 from mim4dd_pl.sweep.plan import Sweep
 
-HEADER = ("variant", "test accuracy, %", "compared with", "difference, points [95 % interval]", "minutes")
+HEADER = ("variant", "test accuracy, %", "against", "difference, points [95 %]", "minutes")
 
 
 @dataclass(frozen=True)
