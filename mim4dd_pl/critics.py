@@ -111,7 +111,7 @@ class ClassMeanCritic(Critic):
     """The control: draws the class means of both sides together, and contrasts nothing.
 
     What it gains is gained by matching features and not by information. A head that learns makes the distance small by
-    sending all images to one point: give it ``embedding: IdentityHead``, or heads that stay as they are (``lr: null``).
+    sending all images to one point: give it ``embedding: IdentityHead``, or heads that stay as they are (``lr: 0``).
 
     Args:
         num_classes: C.

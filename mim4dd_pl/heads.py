@@ -1,20 +1,21 @@
 """Embedding heads g_phi: a feature map of a layer -> a point on the unit sphere.
 
-One head per layer serves real and synthetic features alike. Every head pools, embeds and normalises; how it embeds is
-what tells the classes apart. ``grid`` says how a map is pooled:
-
-* a number n: averages over at most n x n cells, so that a head's size does not depend on the image size;
-* 1: one cell, global average pooling;
-* ``null``: no pooling, the whole map is flattened.
+One head per layer serves real and synthetic features alike. Every head pools, embeds and normalises; a subclass says
+how it embeds.
 """
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mim4dd_pl.shapes import ImageShape
+
+Pool = int | Literal["gap", "flatten"]
+"""How a map is pooled: a number n averages it over a grid of at most n x n cells, so that a head's size does not depend
+on the image size; ``gap`` averages it over one cell (global average pooling); ``flatten`` keeps all of it."""
 
 
 class Head(nn.Module, ABC):
@@ -22,16 +23,17 @@ class Head(nn.Module, ABC):
 
     Args:
         layer_shape: (c_k, h_k, w_k) of the layer's feature map.
-        grid: Side of the pooled map; 1 is global average pooling, None is none.
+        pool: Side of the pooled map, ``gap`` or ``flatten``.
     """
 
-    def __init__(self, layer_shape: ImageShape, grid: int | None) -> None:
+    def __init__(self, layer_shape: ImageShape, pool: Pool) -> None:
         super().__init__()
         channels, height, width = layer_shape
         self.pool: nn.Module = nn.Identity()
-        if grid is not None:
-            _check_positive(grid=grid)
-            height, width = min(grid, height), min(grid, width)
+        if pool != "flatten":
+            cells = 1 if pool == "gap" else pool
+            _check_positive(pool=cells)
+            height, width = min(cells, height), min(cells, width)
             self.pool = nn.AdaptiveAvgPool2d((height, width))
         self.num_features = channels * height * width
 
@@ -49,11 +51,11 @@ class IdentityHead(Head):
 
     Args:
         layer_shape: (c_k, h_k, w_k) of the layer's feature map.
-        grid: Side of the pooled map; 1 is global average pooling, None is none.
+        pool: Side of the pooled map, ``gap`` or ``flatten``.
     """
 
-    def __init__(self, layer_shape: ImageShape, grid: int | None = 4) -> None:
-        super().__init__(layer_shape, grid)
+    def __init__(self, layer_shape: ImageShape, pool: Pool = 4) -> None:
+        super().__init__(layer_shape, pool)
 
     def embed(self, pooled: Tensor) -> Tensor:
         return pooled
@@ -65,11 +67,11 @@ class LinearHead(Head):
     Args:
         layer_shape: (c_k, h_k, w_k) of the layer's feature map.
         dim: Dimension d of the embedding.
-        grid: Side of the pooled map; 1 is global average pooling, None is none.
+        pool: Side of the pooled map, ``gap`` or ``flatten``.
     """
 
-    def __init__(self, layer_shape: ImageShape, dim: int = 128, grid: int | None = 4) -> None:
-        super().__init__(layer_shape, grid)
+    def __init__(self, layer_shape: ImageShape, dim: int = 128, pool: Pool = 4) -> None:
+        super().__init__(layer_shape, pool)
         _check_positive(dim=dim)
         self.project = nn.Linear(self.num_features, dim)
 
@@ -86,13 +88,13 @@ class MLPHead(Head):
         hidden: Width of the hidden layers.
         depth: Number of hidden layers.
         dim: Dimension d of the embedding.
-        grid: Side of the pooled map; 1 is global average pooling, None is none.
+        pool: Side of the pooled map, ``gap`` or ``flatten``.
     """
 
     def __init__(
-        self, layer_shape: ImageShape, hidden: int = 256, depth: int = 1, dim: int = 128, grid: int | None = 4
+        self, layer_shape: ImageShape, hidden: int = 256, depth: int = 1, dim: int = 128, pool: Pool = 4
     ) -> None:
-        super().__init__(layer_shape, grid)
+        super().__init__(layer_shape, pool)
         _check_positive(hidden=hidden, depth=depth, dim=dim)
         widths = [self.num_features, *[hidden] * depth]
         layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
@@ -115,13 +117,13 @@ class ResidualMLPHead(Head):
         hidden: Width of the hidden layer of a block.
         depth: Number of blocks.
         dim: Dimension d of z and of the embedding.
-        grid: Side of the pooled map; 1 is global average pooling, None is none.
+        pool: Side of the pooled map, ``gap`` or ``flatten``.
     """
 
     def __init__(
-        self, layer_shape: ImageShape, hidden: int = 256, depth: int = 2, dim: int = 128, grid: int | None = 4
+        self, layer_shape: ImageShape, hidden: int = 256, depth: int = 2, dim: int = 128, pool: Pool = 4
     ) -> None:
-        super().__init__(layer_shape, grid)
+        super().__init__(layer_shape, pool)
         _check_positive(hidden=hidden, depth=depth, dim=dim)
         self.project = nn.Linear(self.num_features, dim)
         self.blocks = nn.ModuleList(

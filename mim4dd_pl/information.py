@@ -49,7 +49,7 @@ class InformationTerm(nn.Module):
         through_student: Let the gradient also flow through the student's weights to the images that trained it.
         real_batch_size: Real images per step, dealt to its segments.
         real_sampling: ``uniform`` draws them from all, ``balanced`` as many of each class.
-        lr: Adam's learning rate for heads and critic; None leaves them as they are initialised.
+        lr: Adam's learning rate for heads and critic; 0 freezes them as they are initialised.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class InformationTerm(nn.Module):
         through_student: bool = False,
         real_batch_size: int = 256,
         real_sampling: Literal["uniform", "balanced"] = "uniform",
-        lr: float | None = 1e-3,
+        lr: float = 1e-3,
     ) -> None:
         super().__init__()
         _check_ranges(num_classes, weight, layer_decay, real_batch_size, lr)
@@ -84,8 +84,8 @@ class InformationTerm(nn.Module):
         self.through_student = through_student
         self.real_batch_size = real_batch_size
         self.real_sampling = real_sampling
-        self.lr = 0.0 if lr is None else lr
-        if lr is None:
+        self.lr = lr
+        if lr == 0:
             self.requires_grad_(False)
         self.layer_weights: Tensor
         self.register_buffer("layer_weights", layer_weights(len(self._chosen), layer_decay), persistent=False)
@@ -173,7 +173,7 @@ def _chosen(layers: Sequence[str] | None, num_layers: int) -> list[int]:
     return sorted(known[name] for name in layers)
 
 
-def _check_ranges(num_classes: int, weight: float, layer_decay: float, real_batch_size: int, lr: float | None) -> None:
+def _check_ranges(num_classes: int, weight: float, layer_decay: float, real_batch_size: int, lr: float) -> None:
     if num_classes < 2:
         raise ValueError(f"The information term contrasts classes and needs at least 2, got {num_classes}.")
     if not 0 <= weight < math.inf:
@@ -182,5 +182,5 @@ def _check_ranges(num_classes: int, weight: float, layer_decay: float, real_batc
         raise ValueError(f"model.information.layer_decay must be at least 1 and finite, got {layer_decay}.")
     if real_batch_size < 1:
         raise ValueError(f"model.information.real_batch_size must be at least 1, got {real_batch_size}.")
-    if lr is not None and not 0 < lr < math.inf:
-        raise ValueError(f"model.information.lr must be positive and finite, or null, got {lr}.")
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"model.information.lr must be at least 0 and finite, got {lr}.")

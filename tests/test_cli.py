@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 
 from mim4dd_pl import DistilledDataset
 from mim4dd_pl.cli import main
+from mim4dd_pl.critics import Critic
 from mim4dd_pl.data import Digits, ImageDataModule
+from mim4dd_pl.heads import Head
+from mim4dd_pl.modules.distillation import InformationFactory
 from tests.conftest import CONFIGS
 from tests.fakes import TORCHVISION, trust_fakes, write_pictures, write_torchvision
 
@@ -133,6 +137,15 @@ def test_the_cross_architecture_overlay_names_networks_that_exist(
     assert "images.pt is no readable file of tensors" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("key", "base"), [("critic", Critic), ("embedding", Head)])
+def test_parts_of_the_information_term_go_by_their_short_names(key: str, base: type[Critic | Head]) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--information", type=InformationFactory)
+    for kind in base.__subclasses__():
+        found = parser.parse_args(["--information=InformationTerm", f"--information.{key}={kind.__name__}"]).information
+        assert found.init_args[key].class_path == f"{kind.__module__}.{kind.__name__}"
+
+
 def test_information_is_turned_off_on_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-c", str(DIGITS), "-c", str(CONFIGS / "with/mutual_information.yaml"), "--model.information=null"]
     with pytest.raises(SystemExit) as exit_:
@@ -203,6 +216,8 @@ WRONG = [
     ),
     (["-c", "{tau}"], 2, "model.information.critic.temperature must be positive and finite, got 0.0"),
     (["-c", "{beta}"], 2, "model.information.layer_decay must be at least 1 and finite, got 0.5"),
+    (["-c", "{layers}"], 2, "model.information.layers must name one or more of layer1, layer2, each once, got conv"),
+    (["-c", "{head}"], 2, "model.information.embedding: no class Lin; expected IdentityHead, LinearHead, MLPHead, Res"),
     (["-c", "{twice}"], 2, "twice.yaml, line 2: threads is set twice"),
     (["-c", "{broken}"], 2, "broken.yaml is no YAML"),
     (["-c", "{empty}"], 2, "empty.yaml holds None, expected keys and values"),
@@ -259,6 +274,8 @@ def test_a_wrong_input_is_one_line_with_the_right_exit_code_and_leaves_nothing(
     files = {
         "tau": information % "critic: {class_path: InfoNCECritic, init_args: {temperature: 0}}",
         "beta": information % "layer_decay: 0.5",
+        "layers": information % "layers: [conv]",
+        "head": information % "embedding: Lin",
         "twice": "threads: 1\nthreads: 2",
         "broken": "threads: [",
         "empty": "",

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim4dd_pl.critics import SigmoidCritic
+from mim4dd_pl.critics import ClassMeanCritic, Critic, InfoNCECritic, SigmoidCritic
 from mim4dd_pl.data import Digits, ImageDataModule, InMemory
 from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives
 from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.modules.gradients import log_values
 from mim4dd_pl.modules.segments import SegmentDraw
 from mim4dd_pl.networks import ConvNet
 from mim4dd_pl.objectives import TrajectoryMatching
@@ -134,6 +135,25 @@ def test_the_term_through_the_student_reaches_pixels_that_the_plain_term_does_no
     assert plain[1] == 0
     assert through[1] != 0
     assert not torch.allclose(plain[0], through[0])
+
+
+def test_bounds_are_logged_by_the_names_of_their_layers_and_not_without_a_bound(
+    data: ImageDataModule, experts: Experts
+) -> None:
+    def logged(critic: type[Critic]) -> set[str]:
+        module = fit(data, experts, information=partial(InformationTerm, critic=critic, layers=["layer1"]))
+        values = log_values(first_gradients(module), module.synthetic, module.information, torch.tensor(1.0))
+        return {name for name in values if "bound" in name}
+
+    assert logged(InfoNCECritic) == {"train/bound_nats_ceiling", "train/bound_nats_layer1"}
+    assert not logged(ClassMeanCritic)
+
+
+def test_frozen_heads_stay_as_they_are_initialised(data: ImageDataModule, experts: Experts) -> None:
+    modules = [fit(data, experts, steps=n, information=partial(InformationTerm, lr=0.0)) for n in (1, 3)]
+    one, three = (module.state_dict()["information.heads.0.project.weight"] for module in modules)
+    assert torch.equal(one, three)
+    assert not torch.equal(modules[0].synthetic.images, modules[1].synthetic.images)
 
 
 def test_trajectory_buffers_hold_the_segment_and_stay_out_of_checkpoints(

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn.functional import linear, normalize, relu
 
-from mim4dd_pl.heads import Head, IdentityHead, LinearHead, MLPHead, ResidualMLPHead
+from mim4dd_pl.heads import Head, IdentityHead, LinearHead, MLPHead, Pool, ResidualMLPHead
 from mim4dd_pl.randomness import Stream
 from tests.conftest import randn
 
@@ -22,47 +22,51 @@ def seeded(stream: Stream) -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("grid", [1, 4, None])
+@pytest.mark.parametrize("pool", ["gap", 4, "flatten"])
 @pytest.mark.parametrize("head", [IdentityHead, LinearHead, *SMALL])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_heads_end_on_the_unit_sphere(
-    head: Callable[..., Head], shape: tuple[int, int, int], grid: int | None, stream: Stream
+    head: Callable[..., Head], shape: tuple[int, int, int], pool: Pool, stream: Stream
 ) -> None:
-    embedded = head(shape, grid=grid)(randn(stream, 5, *shape, dtype=torch.float32))
+    embedded = head(shape, pool=pool)(randn(stream, 5, *shape, dtype=torch.float32))
     torch.testing.assert_close(embedded.norm(dim=1), torch.ones(5))
 
 
-def test_a_grid_of_one_is_global_average_pooling(stream: Stream) -> None:
+@pytest.mark.parametrize("pool", ["gap", 1])
+def test_gap_is_the_mean_of_a_map(pool: Pool, stream: Stream) -> None:
     features = randn(stream, 5, 4, 8, 8)
-    torch.testing.assert_close(IdentityHead((4, 8, 8), grid=1)(features), normalize(features.mean((2, 3))))
+    torch.testing.assert_close(IdentityHead((4, 8, 8), pool)(features), normalize(features.mean((2, 3))))
 
 
 def test_a_grid_averages_over_its_cells_and_never_enlarges(stream: Stream) -> None:
     features = randn(stream, 5, 4, 8, 8)
     cells = features.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
-    torch.testing.assert_close(IdentityHead((4, 8, 8), grid=4)(features), normalize(cells.flatten(1)))
-    assert IdentityHead((4, 2, 2), grid=4).num_features == 4 * 2 * 2
+    torch.testing.assert_close(IdentityHead((4, 8, 8), pool=4)(features), normalize(cells.flatten(1)))
+    assert IdentityHead((4, 2, 2), pool=4).num_features == 4 * 2 * 2
 
 
-def test_no_grid_is_flattening(stream: Stream) -> None:
+def test_flatten_keeps_the_map(stream: Stream) -> None:
     features = randn(stream, 5, 4, 8, 8)
-    torch.testing.assert_close(IdentityHead((4, 8, 8), grid=None)(features), normalize(features.flatten(1)))
+    torch.testing.assert_close(IdentityHead((4, 8, 8), pool="flatten")(features), normalize(features.flatten(1)))
 
 
 def test_a_linear_head_is_its_formula(stream: Stream) -> None:
-    head, features = LinearHead((4, 2, 2), dim=3, grid=None).double(), randn(stream, 5, 4, 2, 2)
+    head, features = LinearHead((4, 2, 2), dim=3, pool="flatten").double(), randn(stream, 5, 4, 2, 2)
     torch.testing.assert_close(head(features), normalize(linear(features.flatten(1), *head.parameters())))
 
 
 def test_an_mlp_head_is_its_formula(stream: Stream) -> None:
-    head, features = MLPHead((4, 2, 2), hidden=5, depth=2, dim=3, grid=None).double(), randn(stream, 5, 4, 2, 2)
+    head, features = MLPHead((4, 2, 2), hidden=5, depth=2, dim=3, pool="flatten").double(), randn(stream, 5, 4, 2, 2)
     w1, b1, w2, b2, w3, b3 = head.parameters()
     hidden = relu(relu(features.flatten(1) @ w1.T + b1) @ w2.T + b2)
     torch.testing.assert_close(head(features), normalize(hidden @ w3.T + b3))
 
 
 def test_a_residual_head_is_its_formula(stream: Stream) -> None:
-    head, features = ResidualMLPHead((4, 2, 2), hidden=5, depth=1, dim=3, grid=None).double(), randn(stream, 5, 4, 2, 2)
+    head, features = (
+        ResidualMLPHead((4, 2, 2), hidden=5, depth=1, dim=3, pool="flatten").double(),
+        randn(stream, 5, 4, 2, 2),
+    )
     w, b, w1, b1, w2, b2 = head.parameters()
     z = features.flatten(1) @ w.T + b
     torch.testing.assert_close(head(features), normalize(z + relu(z @ w1.T + b1) @ w2.T + b2))
@@ -78,7 +82,7 @@ def test_residual_blocks_that_add_nothing_leave_the_linear_head(stream: Stream) 
 
 @pytest.mark.parametrize("head", [partial(LinearHead, dim=3), *SMALL])
 def test_head_gradient(head: Callable[..., Head], stream: Stream) -> None:
-    built = head((2, 4, 4), grid=2).double()
+    built = head((2, 4, 4), pool=2).double()
     assert gradcheck(built, randn(stream, 2, 2, 4, 4).requires_grad_())
 
 
@@ -90,7 +94,7 @@ def test_head_gradient(head: Callable[..., Head], stream: Stream) -> None:
         (lambda: MLPHead((4, 2, 2), depth=0), "embedding.depth must be at least 1, got 0"),
         (lambda: ResidualMLPHead((4, 2, 2), hidden=-3), "embedding.hidden must be at least 1, got -3"),
         (lambda: ResidualMLPHead((4, 2, 2), depth=0), "embedding.depth must be at least 1, got 0"),
-        (lambda: IdentityHead((4, 2, 2), grid=0), "embedding.grid must be at least 1, got 0"),
+        (lambda: IdentityHead((4, 2, 2), pool=0), "embedding.pool must be at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(build: Callable[[], object], message: str) -> None:

@@ -105,8 +105,8 @@ def test_descending_the_term_raises_the_bound(maps: Maps) -> None:
     assert float(before.max()) < math.log(3)
 
 
-def test_without_a_learning_rate_nothing_is_learned_and_the_images_still_are(maps: Maps) -> None:
-    term = InformationTerm(SHAPES, 3, partial(SigmoidCritic, learnable=True), lr=None)
+def test_a_learning_rate_of_zero_freezes_heads_and_critic_and_not_the_images(maps: Maps) -> None:
+    term = InformationTerm(SHAPES, 3, partial(SigmoidCritic, learnable=True), lr=0.0)
     assert not any(parameter.requires_grad for parameter in term.parameters())
     synthetic = [layer.requires_grad_() for layer in maps[0]]
     gradients = torch.autograd.grad(term(synthetic, maps[1], *LABELS).loss, synthetic)
@@ -132,8 +132,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"weight": -0.1}, "weight must be at least 0 and finite, got -0.1"),
     ({"weight": math.nan}, "weight must be at least 0 and finite, got nan"),
     ({"real_batch_size": 0}, "real_batch_size must be at least 1, got 0"),
-    ({"lr": 0.0}, "lr must be positive and finite, or null, got 0.0"),
-    ({"lr": math.nan}, "lr must be positive and finite, or null, got nan"),
+    ({"lr": -1.0}, "lr must be at least 0 and finite, got -1.0"),
+    ({"lr": math.nan}, "lr must be at least 0 and finite, got nan"),
     ({"through_student": True}, "through_student needs the student's features, got model.information.networks shared"),
     ({"layers": ["conv1"]}, "layers must name one or more of layer1, layer2, layer3, each once, got conv1"),
     ({"layers": ["layer1", "layer1"]}, "each once, got layer1, layer1"),
