@@ -5,7 +5,7 @@ network, so K is 1 there (see :func:`at_once`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Training:
         weight_decay: Coefficient of theta added to the gradient.
         decay_at_half: Multiply the learning rate by 0.1 after half of the epochs.
         augment: Augmentation, one operation per minibatch; none by default.
+        sharpness_radius: rho of sharpness-aware steps, for flat experts as FTD wants them; 0, plain SGD, by default.
     """
 
     epochs: int
@@ -39,6 +40,7 @@ class Training:
     weight_decay: float = 0.0
     decay_at_half: bool = False
     augment: DSA | None = None
+    sharpness_radius: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -53,13 +55,36 @@ class Training:
                 f"and {self.weight_decay}."
             )
 
+        if not 0 <= self.sharpness_radius < float("inf"):
+            raise ValueError(f"training.sharpness_radius must be at least 0 and finite, got {self.sharpness_radius}.")
+
+    @property
+    def recipe(self) -> str:
+        """In words. Sharpness is named where there is any, so that experts stored before there was stay readable."""
+        return f"{self}, sharpness_radius={self.sharpness_radius}" if self.sharpness_radius else repr(self)
+
+    def gradient(self, derivatives: Derivatives, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        r"""What K networks descend along, shape (K, P): the gradient, or where it is sharpest nearby.
+
+        .. math:: \nabla L\big(\theta + \rho\, \nabla L(\theta) / \|\nabla L(\theta)\|\big)
+
+        Source: Foret et al. 2021 (arXiv:2010.01412), Eq. 3, which Du et al. 2023 (FTD, arXiv:2211.11004) build on.
+        """
+        gradient = derivatives.gradient(theta, images, labels)
+        if not self.sharpness_radius:
+            return gradient
+        tiny = torch.finfo(gradient.dtype).tiny
+        uphill = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=tiny)
+        return derivatives.gradient(theta + self.sharpness_radius * uphill, images, labels)
+
     def steps(self, num_images: int) -> int:
         """Steps of one network on so many images."""
         return self.epochs * -(-num_images // self.batch_size)
 
     def work(self, num_images: int, networks: int) -> Work:
         """What so many networks ask of the derivatives."""
-        return Work(min(self.batch_size, num_images), gradients=networks * self.steps(num_images))
+        passes = 2 if self.sharpness_radius else 1
+        return Work(min(self.batch_size, num_images), gradients=passes * networks * self.steps(num_images))
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of ``epoch``, counted from 0."""
@@ -106,7 +131,7 @@ def train(
                     training.augment(part, stream.at("augment", epoch, step))
                     for part, stream in zip(x, streams, strict=True)
                 )
-            gradient = derivatives.gradient(theta, torch.stack(x), torch.stack(y))
+            gradient = training.gradient(derivatives, theta, torch.stack(x), torch.stack(y))
             if training.weight_decay:
                 gradient = gradient + training.weight_decay * theta
             velocity = training.momentum * velocity + gradient if training.momentum else gradient
@@ -145,7 +170,7 @@ class Experts:
             data_fingerprint=data_fingerprint,
             network=network.name,
             num_parameters=network.num_parameters,
-            training=repr(self.training),
+            training=self.training.recipe,
             epochs=self.training.epochs,
             seed=self.seed,
             storage=self.storage,

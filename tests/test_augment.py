@@ -126,3 +126,10 @@ def test_operation_at_its_neutral_parameters_is_the_identity(
     operation: Operation, neutral: float, images: Tensor
 ) -> None:
     torch.testing.assert_close(operation(images, torch.full((4, 2), neutral, dtype=torch.float64)), images)
+
+
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_siamese_augmentation_treats_all_images_and_batches_alike(name: str, stream: Stream) -> None:
+    image, augment = randn(stream.at("image"), 1, 3, 8, 8), DSA([name])
+    alone = augment.siamese(image, stream)
+    torch.testing.assert_close(augment.siamese(image.expand(5, -1, -1, -1), stream), alone.expand(5, -1, -1, -1))

@@ -46,6 +46,25 @@ def test_training_equals_torchs_sgd(network: FlatNetwork, images: InMemory, trai
         torch.testing.assert_close(ours[0], network.flatten(module))
 
 
+def test_sharpness_aware_steps_take_the_gradient_uphill(network: FlatNetwork, images: InMemory, stream: Stream) -> None:
+    """One step on all images: theta - lr * grad(theta + rho g / |g|), for two networks at once."""
+    theta = torch.stack([network.initial(stream.at(number)).double() for number in range(2)])
+    engine = Derivatives(network)
+    x, y = images.images.expand(2, -1, -1, -1, -1), images.labels.expand(2, -1)
+    training = Training(epochs=1, batch_size=10, lr=0.1, sharpness_radius=0.5)
+    (ours,) = train(engine, theta, [images, images], training, [stream, stream])
+    for k in range(2):
+        g = engine.gradient(theta[k : k + 1], x[:1], y[:1])
+        uphill = theta[k : k + 1] + 0.5 * g / g.norm()
+        torch.testing.assert_close(ours[k], theta[k] - 0.1 * engine.gradient(uphill, x[:1], y[:1])[0])
+
+
+def test_experts_of_another_sharpness_are_others() -> None:
+    """And plain ones are called what they were before there was a choice."""
+    assert Training(epochs=1).recipe == repr(Training(epochs=1, sharpness_radius=0.1))
+    assert Training(epochs=1, sharpness_radius=0.1).recipe.endswith(", sharpness_radius=0.1")
+
+
 def test_training_augments_as_its_stream_says(network: FlatNetwork, images: InMemory, stream: Stream) -> None:
     theta, augment = network.initial(stream).double(), DSA(["crop"])
     (ours,) = train(Derivatives(network), theta[None], [images], Training(1, 10, 0.1, augment=augment), [stream])

@@ -32,7 +32,7 @@ def test_start_from_copies(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize(("stepped", "kept"), [(-3.0, 1e-3), (1e-4, 1e-3), (0.5, 0.5)])
-def test_project_keeps_the_student_lr_at_its_floor_or_above(stepped: float, kept: float) -> None:
+def test_settling_keeps_the_student_lr_at_its_floor_or_above(stepped: float, kept: float) -> None:
     synthetic = SyntheticImages((1, 2, 2), 2, 1, student_lr=0.1, min_student_lr=1e-3)
     synthetic.student_lr.data.fill_(stepped)
     synthetic.settle()
@@ -69,3 +69,28 @@ def test_soft_labels_start_as_a_network_sees_the_images_and_never_for_a_wrong_cl
 def test_a_learning_rate_of_labels_is_finite_and_not_negative(lr: float) -> None:
     with pytest.raises(ValueError, match=r"model\.soft_labels\.lr must be at least 0 and finite"):
         SoftLabels(lr)
+
+
+def test_the_result_is_the_moving_average_of_the_images_where_one_is_kept() -> None:
+    """A <- 0.75 a + 0.25 x after each step, from the first images on."""
+    synthetic = SyntheticImages((1, 1, 1), 1, 1, average=0.75)
+    synthetic.start_from(torch.ones(1, 1, 1, 1))
+    assert float(synthetic.result) == 1
+    for pixel, expected in ((5.0, 2.0), (2.0, 2.0), (6.0, 3.0)):
+        synthetic.images.data.fill_(pixel)
+        synthetic.settle()
+        assert float(synthetic.result) == expected
+    assert "averaged" in synthetic.state_dict()
+
+
+def test_without_an_average_the_result_is_the_images() -> None:
+    synthetic = SyntheticImages((1, 1, 1), 1, 1)
+    synthetic.start_from(torch.ones(1, 1, 1, 1))
+    assert torch.equal(synthetic.result, synthetic.images)
+    assert not synthetic.result.requires_grad
+    assert "averaged" not in synthetic.state_dict()
+
+
+def test_an_average_that_never_moves_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.image_average must lie in \[0, 1\), got 1"):
+        SyntheticImages((1, 1, 1), 1, 1, average=1.0)
