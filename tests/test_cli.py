@@ -218,6 +218,20 @@ WRONG = [
     (["-c", "{beta}"], 2, "model.information.layer_decay must be at least 1 and finite, got 0.5"),
     (["-c", "{layers}"], 2, "model.information.layers must name one or more of layer1, layer2, each once, got conv"),
     (["-c", "{head}"], 2, "model.information.embedding: no class Lin; expected IdentityHead, LinearHead, MLPHead, Res"),
+    (["-c", "{width}"], 2, "model.information.embedding.dim must be at least 1, got 0"),
+    (["-c", "{own}"], 2, "model.information.networks is own, and DistributionMatching reads no experts"),
+    (["-c", "{soft}"], 2, "model.soft_labels start as an expert's view, and DistributionMatching reads no experts"),
+    (["-c", "{window}"], 2, "model.objective.window must be at most model.objective.unroll_steps, got 3 and 2"),
+    (["-c", "{clip}"], 2, "model.image_gradient_clip takes a factor of at least 1"),
+    ([MODEL + "image_average=1"], 2, "model.image_average must lie in [0, 1), got 1.0"),
+    ([MODEL + "optimizer=rmsprop"], 2, "rmsprop"),
+    ([MODEL + "objective.init_args.ignored_fraction=1"], 2, "model.objective.ignored_fraction must lie in [0, 1)"),
+    (
+        [MODEL + "objective.init_args.moving={first: 9, steps: 3}"],
+        2,
+        "model.objective.moving.first must be at most model.objective.max_start_epoch, got 9 and 3",
+    ),
+    ([MODEL + "experts.training.sharpness_radius=-1"], 2, "training.sharpness_radius must be at least 0"),
     (["-c", "{twice}"], 2, "twice.yaml, line 2: threads is set twice"),
     (["-c", "{broken}"], 2, "broken.yaml is no YAML"),
     (["-c", "{empty}"], 2, "empty.yaml holds None, expected keys and values"),
@@ -270,12 +284,18 @@ WRONG = [
 def test_a_wrong_input_is_one_line_with_the_right_exit_code_and_leaves_nothing(
     arguments: list[str], code: int, message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    host, dm = "model: {init_args: {objective: %s}}", "{class_path: DistributionMatching, init_args: {augment: null}}"
     information = "model: {init_args: {information: {class_path: InformationTerm, init_args: {%s}}}}"
     files = {
         "tau": information % "critic: {class_path: InfoNCECritic, init_args: {temperature: 0}}",
         "beta": information % "layer_decay: 0.5",
         "layers": information % "layers: [conv]",
         "head": information % "embedding: Lin",
+        "width": information % "embedding: {class_path: LinearHead, init_args: {dim: 0}}",
+        "own": host % f"{dm}, information: {{class_path: InformationTerm, init_args: {{networks: own}}}}",
+        "soft": host % f"{dm}, soft_labels: {{lr: 1}}",
+        "window": host % "{class_path: PerformanceMatching, init_args: {unroll_steps: 2, window: 3}}",
+        "clip": "model: {init_args: {image_gradient_clip: {class_path: MovingClip, init_args: {factor: 0}}}}",
         "twice": "threads: 1\nthreads: 2",
         "broken": "threads: [",
         "empty": "",

@@ -19,7 +19,14 @@ from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.modules.gradients import log_values
 from mim4dd_pl.modules.segments import SegmentDraw
 from mim4dd_pl.networks import ConvNet
-from mim4dd_pl.objectives import TrajectoryMatching
+from mim4dd_pl.objectives import (
+    DistributionMatching,
+    GradientMatching,
+    InformationAlone,
+    Objective,
+    PerformanceMatching,
+    TrajectoryMatching,
+)
 from mim4dd_pl.optimizers import Adam, Momentum
 from mim4dd_pl.population import Experts, Training
 from mim4dd_pl.randomness import Stream
@@ -282,6 +289,71 @@ def test_a_compiled_run_follows_the_plain_one(data: ImageDataModule, experts: Ex
     assert type(plain.derivatives) is Derivatives
     assert not torch.equal(plain.synthetic.images, compiled.synthetic.images)
     torch.testing.assert_close(plain.synthetic.images, compiled.synthetic.images, rtol=1e-3, atol=1e-4)
+
+
+HOSTS = [
+    PerformanceMatching(3, window=2, real_per_class=2),
+    GradientMatching(real_per_class=2, student_steps=1),
+    DistributionMatching(real_per_class=2),
+]
+
+
+@pytest.mark.parametrize("objective", HOSTS, ids=lambda host: type(host).__name__)
+def test_hosts_without_experts_train_none_and_carry_the_term(
+    data: ImageDataModule, tmp_path: Path, objective: Objective
+) -> None:
+    """The term's pixel gradient is its share of the host's; no trajectory is written."""
+    experts = Experts(str(tmp_path / "experts"), Training(epochs=2), num_experts=2)
+    module = initial(data, experts, objective=objective, information=InformationTerm)
+    mean = module.mean_gradients(0)
+    assert mean.host_images.norm() > 0
+    assert mean.information_images.norm() > 0
+    assert module.information is not None
+    factor = module.information.factor(mean.host_images, mean.information_images)
+    torch.testing.assert_close(factor * mean.information_images.norm(), 0.3 * mean.host_images.norm())
+    assert not (tmp_path / "experts").exists()
+
+
+def test_the_term_alone_moves_the_images_by_its_weight(data: ImageDataModule, experts: Experts) -> None:
+    alone = {"objective": InformationAlone(2), "information": partial(InformationTerm, weight=0.5)}
+    before, after = initial(data, experts, **alone), fit(data, experts, **alone)
+    with before.stream.at("heads").as_global():  # zero learning rates froze the pixels, not the heads
+        before.information = alone["information"](before.network.layer_shapes(), 10)
+    first = first_gradients(before)
+    assert not first.host_images.any()
+    torch.testing.assert_close(before.synthetic.images - after.synthetic.images, 0.5 * first.information_images)
+
+
+def test_images_may_move_by_adam(data: ImageDataModule, experts: Experts) -> None:
+    """Its first step is the learning rate times the sign of the gradient."""
+    before, after = initial(data, experts), fit(data, experts, optimizer="adam", lr_images=0.01)
+    moved = (before.synthetic.images - after.synthetic.images).detach()
+    gradient = first_gradients(before).host_images
+    torch.testing.assert_close(moved, 0.01 * gradient / (gradient.abs() + 1e-8), rtol=1e-3, atol=1e-6)
+
+
+def test_balanced_real_images_are_as_many_of_each_class(data: ImageDataModule, experts: Experts) -> None:
+    term = partial(InformationTerm, real_batch_size=30, real_sampling="balanced")
+    module = initial(data, experts, information=term)
+    batch = module._real_images(module.stream)
+    assert torch.bincount(batch.labels).tolist() == [3] * 10
+
+
+def test_a_term_that_the_host_cannot_serve_is_refused(experts: Experts) -> None:
+    for settings, message in (
+        ({"networks": "own"}, "networks is own, and DistributionMatching reads no experts"),
+        ({"real_batch_size": 1}, "must be at least model.segments_per_step, got 1 for 2 segments"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DistillationModule(
+                partial(ConvNet, depth=1, width=4),
+                (1, 8, 8),
+                10,
+                DistributionMatching(),
+                experts,
+                information=partial(InformationTerm, **settings),  # type: ignore[arg-type]
+                segments_per_step=2,
+            )
 
 
 def test_expert_epochs_that_no_segment_reads_are_named(

@@ -94,7 +94,7 @@ class DistillationModule(L.LightningModule):
         student_lr: float = 0.01,
         min_student_lr: float = 1e-6,
         optimizer: OuterOptimizer = "sgd",
-        image_gradient_clip: float | Clip | None = None,
+        image_gradient_clip: Clip | float | None = None,  # in this order the parser gives the reason of the clip
         image_average: float | None = None,
         segments_per_step: int = 1,
         compile: Compile = "auto",
