@@ -66,6 +66,13 @@ class KeepRecipe(SaveConfigCallback):
             trainer.logger.log_hyperparams(self.state_dict(), accuracies)
 
 
+class _Printed(logging.Handler):
+    """Log lines on the stdout of the moment, which a progress bar takes over to keep its own line whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
 class DistillationCLI(LightningCLI):
     """Parses and builds everything first; nothing is written before all of it is known to be good."""
 
@@ -287,5 +294,5 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     log = logging.getLogger("mim4dd_pl")
-    log.handlers = [logging.StreamHandler(sys.stdout)]  # the stdout of this call
+    log.handlers = [_Printed()]
     log.setLevel(logging.INFO)
