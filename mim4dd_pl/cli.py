@@ -36,6 +36,7 @@ from mim4dd_pl.recipes import (
     reason_of,
     settings_of,
 )
+from mim4dd_pl.report import report
 from mim4dd_pl.trainer import Trainer
 
 
@@ -250,8 +251,11 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     _quiet()
+    arguments = list(sys.argv[1:] if args is None else args)
     try:
-        DistillationCLI(list(sys.argv[1:] if args is None else args))
+        if arguments[:1] == ["report"]:
+            return report(arguments[1:])
+        DistillationCLI(arguments)
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except MisconfigurationException as error:
