@@ -45,6 +45,7 @@ from mim4dd_pl.recipes import (
     settings_of,
 )
 from mim4dd_pl.sweep import sweep
+from mim4dd_pl.report import report
 from mim4dd_pl.trainer import Trainer
 
 
@@ -73,6 +74,13 @@ class KeepRecipe(SaveConfigCallback):
         if stage == "fit" and scores and isinstance(trainer.logger, TensorBoardLogger):
             accuracies = {f"test/{score.network.partition('(')[0]}/{score.trained_on}": score.mean for score in scores}
             trainer.logger.log_hyperparams(self.state_dict(), accuracies)
+
+
+class _Printed(logging.Handler):
+    """Log lines on the stdout of the moment, which a progress bar takes over to keep its own line whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
 
 
 class DistillationCLI(LightningCLI):
@@ -265,6 +273,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["sweep"]:
             return sweep(arguments[1:])
+        if arguments[:1] == ["report"]:
+            return report(arguments[1:])
         DistillationCLI(arguments)
     except UserError as error:
         return _fail(str(error), error.exit_code)
@@ -308,5 +318,5 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     log = logging.getLogger("mim4dd_pl")
-    log.handlers = [logging.StreamHandler(sys.stdout)]  # the stdout of this call
+    log.handlers = [_Printed()]
     log.setLevel(logging.INFO)

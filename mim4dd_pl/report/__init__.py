@@ -1,0 +1,9 @@
+"""``mim4dd report``: one page about one or several runs, from the files that they left behind.
+
+Reading (``runs``, ``curves``), what is worth saying (``content``, ``panels``) and how it looks (``parts``, ``drawing``,
+``page``) are apart. Nothing is computed here that a run has not measured.
+"""
+
+from mim4dd_pl.report.command import report
+
+__all__ = ["report"]

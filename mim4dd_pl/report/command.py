@@ -1,0 +1,57 @@
+"""The command: which runs, and where the page goes."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import mim4dd_pl
+from mim4dd_pl.errors import UserError
+from mim4dd_pl.files import write_text
+from mim4dd_pl.report.content import sections
+from mim4dd_pl.report.page import html_page, markdown_page
+from mim4dd_pl.report.runs import read_run
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (mim4dd report --help)")
+
+
+def report(args: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: Command line without ``mim4dd report``.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: If the arguments are wrong.
+        StoredFileError: If a folder is no run or holds a damaged file, or the page cannot be written.
+    """
+    parser = _Parser(
+        prog="mim4dd report",
+        description="One page about one or several runs: accuracy beside its controls, curves, images, diagnostics, "
+        "recipe. It needs no network and no other file. An unfinished run is shown as far as it went.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, such as checkpoints/digits/version_0")
+    parser.add_argument("--out", metavar="FILE.html", help="where the page goes; report.html in the first run's folder")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print tables and diagnostics instead, without pictures"
+    )
+    given = parser.parse_args(args)
+    if given.markdown and given.out is not None:
+        raise UserError("--markdown prints and --out writes a page: leave one of them out.")
+    content = sections([read_run(Path(folder)) for folder in given.runs])
+    if given.markdown:
+        print(markdown_page(content))
+        return 0
+    out = Path(given.runs[0]) / "report.html" if given.out is None else Path(given.out)
+    write_text(out, html_page(content, f"mim4dd_pl {mim4dd_pl.__version__}"))
+    print(f"report       {out}")
+    return 0
