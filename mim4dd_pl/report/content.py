@@ -64,7 +64,7 @@ def comparison(runs: Sequence[Run]) -> Table:
                 run.name,
                 *("-" if score is None else _accuracy(score, unit="") for score in scores),
                 "-" if run.diagnostics is None else str(len(run.diagnostics)),
-                f"{sum(run.facts['minutes'].values()):.1f}" if "minutes" in run.facts else "-",
+                f"{sum(run.facts['minutes'].values()):.1f}" if run.facts.get("minutes") else "-",
                 "-" if distilled is None else f"{distilled.images / len(distilled.per_class):g}",
                 str(run.facts.get("data set", "-")),
             )
@@ -111,7 +111,7 @@ def _accuracies(run: Run) -> list[Part]:
     ]
     parts: list[Part] = [Table(header, rows)] if rows else []
     if ranking := run.facts.get("ranking"):
-        values = ", ".join(f"{name} {float(value):.3f}" for name, value in ranking.items())
+        values = ", ".join(f"{name} {value:.3f}" for name, value in ranking.items())
         parts.append(
             Text(
                 f"DD-Ranking: {values} (HLR: lost against the whole set, lower is better; IOR: gained over random real "
@@ -153,9 +153,8 @@ def _classes(run: Run) -> list[Part]:
 
 
 def _about(run: Run) -> list[Part]:
-    minutes = {name: float(value) for name, value in run.facts.get("minutes", {}).items()}
     facts = [(name, str(value)) for name, value in run.facts.items() if name not in _NUMBERS]
-    if minutes:
+    if minutes := run.facts.get("minutes"):
         parts = ", ".join(f"{name} {value:.1f}" for name, value in minutes.items())
         facts.append(("minutes", f"{sum(minutes.values()):.1f} ({parts})"))
     facts.append(("folder", str(run.folder)))

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -94,7 +95,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
             for row, values in enumerate(shares):
                 for column, share in enumerate(values):
                     shade = "white" if share < 60 else "black"
-                    style = {"ha": "center", "va": "center", "color": shade, "fontsize": 6}
+                    style: dict[str, Any] = {"ha": "center", "va": "center", "color": shade, "fontsize": 6}
                     axes.text(column + 0.5, row + 0.5, f"{share:.0f}" if share >= 0.5 else "", **style)
         axes.set_xlabel("answer")
         axes.set_ylabel("class")
@@ -104,8 +105,13 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
 
 @contextmanager
 def _style() -> Iterator[None]:
-    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    settings = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
+    ink: tuple[Any, ...] = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    settings: dict[Any, Any] = {
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.fonttype": "none",
+    }
     # Names of classes hold what they like, also the $ that would begin a formula.
     with rc_context({**settings, **dict.fromkeys(ink, _INK), "text.parse_math": False}):
         yield

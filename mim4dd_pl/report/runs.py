@@ -126,7 +126,8 @@ def _results(path: Path) -> tuple[list[Row], dict[str, Any]] | None:
         # Numbers are formatted on the page: a text in their place is damage too.
         for row in rows:
             (float(row.accuracy), float(row.std), float(row.lr), int(row.images), int(row.students))
-        dict(content.get("minutes", {})), dict(content.get("ranking", {}))
+        for name in ("minutes", "ranking"):
+            content[name] = {key: float(value) for key, value in content.get(name, {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoredFileError(f"{path} is damaged ({error!r}). {_REMEDY}") from error
     return rows, content
