@@ -44,8 +44,8 @@ from mim4dd_pl.recipes import (
     reason_of,
     settings_of,
 )
-from mim4dd_pl.sweep import sweep
 from mim4dd_pl.report import report
+from mim4dd_pl.sweep import sweep
 from mim4dd_pl.trainer import Trainer
 
 
@@ -99,7 +99,7 @@ class DistillationCLI(LightningCLI):
             parser_kwargs={
                 "prog": "mim4dd",
                 "description": "Learn a few images per class on which a network trains almost as well as on all. "
-                "Many fits at once, compared: mim4dd sweep --help",
+                "Many fits at once, compared: mim4dd sweep --help. One page about runs: mim4dd report --help.",
                 "allow_abbrev": False,
                 **{name: {"allow_abbrev": False} for name in self.subcommands()},
             },

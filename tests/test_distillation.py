@@ -315,10 +315,11 @@ def test_hosts_without_experts_train_none_and_carry_the_term(
 
 
 def test_the_term_alone_moves_the_images_by_its_weight(data: ImageDataModule, experts: Experts) -> None:
-    alone = {"objective": InformationAlone(2), "information": partial(InformationTerm, weight=0.5)}
+    term = partial(InformationTerm, weight=0.5)
+    alone: dict[str, Any] = {"objective": InformationAlone(2), "information": term}
     before, after = initial(data, experts, **alone), fit(data, experts, **alone)
     with before.stream.at("heads").as_global():  # zero learning rates froze the pixels, not the heads
-        before.information = alone["information"](before.network.layer_shapes(), 10)
+        before.information = term(before.network.layer_shapes(), 10)
     first = first_gradients(before)
     assert not first.host_images.any()
     torch.testing.assert_close(before.synthetic.images - after.synthetic.images, 0.5 * first.information_images)
@@ -351,7 +352,7 @@ def test_a_term_that_the_host_cannot_serve_is_refused(experts: Experts) -> None:
                 10,
                 DistributionMatching(),
                 experts,
-                information=partial(InformationTerm, **settings),  # type: ignore[arg-type]
+                information=partial(InformationTerm, **settings),
                 segments_per_step=2,
             )
 
