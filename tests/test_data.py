@@ -213,3 +213,16 @@ class Wrong(Source):
 def test_data_that_break_their_promise_are_refused(source: Source, message: str) -> None:
     with pytest.raises(DataError, match=message):
         ImageDataModule(source).setup()
+
+
+def test_fewer_digits_are_those_of_all_and_another_data_set() -> None:
+    """In both splits, so that numbers of classes are compared on the same images."""
+    few = Digits(num_classes=3)
+    for ours, whole in zip(few.load(), Digits().load(), strict=True):
+        kept = whole.labels < 3
+        assert torch.equal(ours.labels, whole.labels[kept])
+        assert torch.equal(torch.cat(list(ours.chunks)), torch.cat(list(whole.chunks))[kept])
+    assert few.classes == ("0", "1", "2")
+    assert few.name == "digits 0 to 2"
+    with pytest.raises(ValueError, match=r"data\.source\.num_classes must lie in 2\.\.10, got 1"):
+        Digits(num_classes=1)

@@ -57,11 +57,19 @@ class Source(ABC):
 
 
 class Digits(Source):
-    """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships: 1,437 for training, 360 for the test."""
+    """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships: 1,437 for training, 360 for the test.
 
-    name = "digits"
+    Args:
+        num_classes: Keep the digits below this number, 2 to 10.
+    """
+
     image_shape = (1, 8, 8)
-    classes = tuple("0123456789")
+
+    def __init__(self, num_classes: int = 10) -> None:
+        if not 2 <= num_classes <= 10:
+            raise ValueError(f"data.source.num_classes must lie in 2..10, got {num_classes}.")
+        self.name = "digits" if num_classes == 10 else f"digits 0 to {num_classes - 1}"
+        self.classes = tuple("0123456789"[:num_classes])
 
     def load(self) -> tuple[Split, Split]:
         from sklearn.datasets import load_digits  # slow to import, and needed here only
@@ -70,7 +78,7 @@ class Digits(Source):
         # 17 levels of grey, 0..16.
         images = torch.from_numpy(np.round(data.images * (255 / 16)).astype(np.uint8))[:, None]
         labels = torch.from_numpy(data.target.astype(np.int64))
-        train, test = stratified_split(labels, 360, seed=0)
+        train, test = (rows[labels[rows] < len(self.classes)] for rows in stratified_split(labels, 360, seed=0))
         return Split(labels[train], [images[train]]), Split(labels[test], [images[test]])
 
 
