@@ -18,7 +18,6 @@ from mim4dd_pl.randomness import Stream
 from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, InnerLoop
 from tests.conftest import randn
 
-pytestmark = pytest.mark.xdist_group("derivatives")  # one worker: its tests share what is slow to make
 
 CPU = torch.device("cpu")
 BATCH = 5

@@ -18,8 +18,6 @@ from mim4dd_pl.networks import ConvNet
 from mim4dd_pl.randomness import Stream
 from tests.conftest import CONFIGS
 
-pytestmark = pytest.mark.xdist_group("run")  # one worker: its tests share what is slow to make
-
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
