@@ -20,7 +20,6 @@ from mim4dd_pl.randomness import Stream
 from mim4dd_pl.similarity import gram, minibatch_cka
 from tests.conftest import CONFIGS, randn
 
-
 CALLBACKS = """--trainer.callbacks=[{class_path: Evaluation, init_args: {num_students: 2, training: {epochs: 2}}},
     {class_path: Export}, {class_path: ClosingTable}]"""
 

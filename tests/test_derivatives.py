@@ -18,7 +18,6 @@ from mim4dd_pl.randomness import Stream
 from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, InnerLoop
 from tests.conftest import randn
 
-
 CPU = torch.device("cpu")
 BATCH = 5
 

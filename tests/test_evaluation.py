@@ -18,7 +18,6 @@ from mim4dd_pl.cli import main
 from mim4dd_pl.data import Batch, ImageSet
 from tests.conftest import CONFIGS
 
-
 STUDENTS = "{epochs: 20, lr: 0.01, momentum: 0.9}"
 NO_TABLE = f"--trainer.callbacks=[{{class_path: Evaluation, init_args: {{training: {STUDENTS}}}}}]"
 

@@ -16,7 +16,6 @@ from mim4dd_pl.cli import main
 from mim4dd_pl.files import sha256
 from tests.conftest import CONFIGS, ROOT
 
-
 RECIPE = [
     "fit",
     *("-c", str(CONFIGS / "distill/digits.yaml")),
