@@ -5,9 +5,7 @@ classes by their short names. ``sweep`` runs many fits (:mod:`mim4dd_pl.sweep`).
 setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 143 terminated.
 """
 
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +44,7 @@ from mim4dd_pl.recipes import (
 )
 from mim4dd_pl.report import report
 from mim4dd_pl.sweep import sweep
+from mim4dd_pl.terminal import fail, quiet
 from mim4dd_pl.trainer import Trainer
 
 
@@ -74,13 +73,6 @@ class KeepRecipe(SaveConfigCallback):
         if stage == "fit" and scores and isinstance(trainer.logger, TensorBoardLogger):
             accuracies = {f"test/{score.network.partition('(')[0]}/{score.trained_on}": score.mean for score in scores}
             trainer.logger.log_hyperparams(self.state_dict(), accuracies)
-
-
-class _Printed(logging.Handler):
-    """Log lines on the stdout of the moment, which a progress bar takes over to keep its own line whole."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
 
 
 class DistillationCLI(LightningCLI):
@@ -268,7 +260,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    _quiet()
+    quiet()
     arguments = list(sys.argv[1:] if args is None else args)
     try:
         if arguments[:1] == ["sweep"]:
@@ -277,12 +269,12 @@ def main(args: Sequence[str] | None = None) -> int:
             return report(arguments[1:])
         DistillationCLI(arguments)
     except UserError as error:
-        return _fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code)
     except MisconfigurationException as error:
-        return _fail(str(error), UserError.exit_code)
+        return fail(str(error), UserError.exit_code)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(
+        return fail(
             f"{error.strerror or error}{where}. Free space, or choose a folder that can be read and written.",
             StoredFileError.exit_code,
         )
@@ -301,22 +293,3 @@ def main(args: Sequence[str] | None = None) -> int:
 def run() -> NoReturn:
     """The console script."""
     sys.exit(main())
-
-
-def _fail(message: str, exit_code: int) -> int:
-    print("mim4dd: error: " + " ".join(message.split()), file=sys.stderr)
-    return exit_code
-
-
-def _quiet() -> None:
-    """One voice on the terminal: ours."""
-    # Lightning 2.6 with torch 2.14: a deprecation between the two that no user can mend.
-    warnings.filterwarnings("ignore", message=r".isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-    # torch.compile's own use of torch.jit, and its search for CUDA where there is none.
-    warnings.filterwarnings("ignore", message=r".torch\.jit\.script. is deprecated", category=FutureWarning)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    log = logging.getLogger("mim4dd_pl")
-    log.handlers = [_Printed()]
-    log.setLevel(logging.INFO)

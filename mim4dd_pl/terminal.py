@@ -1,0 +1,32 @@
+"""One voice on the terminal: ours."""
+
+import logging
+import sys
+import warnings
+
+
+class _Printed(logging.Handler):
+    """Log lines on the stdout of the moment, which a progress bar takes over to keep its own line whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+def quiet() -> None:
+    """Let the libraries speak of errors only, and this package of what it does."""
+    # Lightning 2.6 with torch 2.14: a deprecation between the two that no user can mend.
+    warnings.filterwarnings("ignore", message=r".isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+    # torch.compile's own use of torch.jit, and its search for CUDA where there is none.
+    warnings.filterwarnings("ignore", message=r".torch\.jit\.script. is deprecated", category=FutureWarning)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    log = logging.getLogger("mim4dd_pl")
+    log.handlers = [_Printed()]
+    log.setLevel(logging.INFO)
+
+
+def fail(message: str, exit_code: int) -> int:
+    """Print an error as one line on stderr; returns the exit code."""
+    print("mim4dd: error: " + " ".join(message.split()), file=sys.stderr)
+    return exit_code
