@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim4dd_pl.data import ImageSet
+from mim4dd_pl.data import Digits, ImageDataModule, ImageSet
 from mim4dd_pl.networks import ConvNet, FlatNetwork, Network
 from mim4dd_pl.normalization import Normalization
-from mim4dd_pl.population import Training
+from mim4dd_pl.population import Experts, Training
 from mim4dd_pl.randomness import Stream
 
 ROOT = Path(__file__).parent.parent
@@ -57,3 +57,17 @@ def real(stream: Stream) -> ImageSet:
     labels = torch.tensor([0, 1, 0, 1, 2, 2, 1, 0, 0])
     normalization = Normalization(torch.tensor([0.5], dtype=torch.float64), torch.tensor([0.25], dtype=torch.float64))
     return ImageSet(pixels, torch.arange(9), labels, normalization, 3, "nine images")
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageDataModule:
+    """A hundred digits."""
+    data = ImageDataModule(Digits(), max_train_images=100)
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Experts:
+    """Two of two epochs, not trained yet."""
+    return Experts(str(tmp_path_factory.mktemp("experts")), Training(epochs=2, batch_size=50, lr=0.05), num_experts=2)

@@ -12,25 +12,13 @@ import torch
 
 from mim4dd_pl.callbacks import Diagnostics, Evaluation
 from mim4dd_pl.critics import SigmoidCritic
-from mim4dd_pl.data import Digits, ImageDataModule
+from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.evaluation import Classifiers
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.networks import ConvNet
 from mim4dd_pl.objectives import TrajectoryMatching
 from mim4dd_pl.population import Experts, Training
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageDataModule:
-    data = ImageDataModule(Digits(), max_train_images=100)
-    data.setup()
-    return data
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Experts:
-    return Experts(str(tmp_path_factory.mktemp("experts")), Training(epochs=2, batch_size=50, lr=0.05), num_experts=2)
 
 
 class Fit:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.critics import ClassMeanCritic, Critic, InfoNCECritic, SigmoidCritic
-from mim4dd_pl.data import Digits, ImageDataModule, InMemory
+from mim4dd_pl.data import ImageDataModule, InMemory
 from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives
 from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.functional import balance
@@ -31,18 +31,6 @@ from mim4dd_pl.optimizers import Adam, Momentum
 from mim4dd_pl.population import Experts, Training
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.synthetic import SoftLabels
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageDataModule:
-    data = ImageDataModule(Digits(), max_train_images=100)
-    data.setup()
-    return data
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Experts:
-    return Experts(str(tmp_path_factory.mktemp("experts")), Training(epochs=2, batch_size=50, lr=0.05), num_experts=2)
 
 
 def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any) -> DistillationModule:
