@@ -82,7 +82,8 @@ class Analysis(L.Callback):
             self._analyse(cast(DistillationModule, pl_module), self.results)
 
     def _analyse(self, module: DistillationModule, parent: Path) -> None:
-        from mim4dd_pl.callbacks import drawing  # matplotlib is slow to import, and needed here only
+        # matplotlib is slow to import, and needed here only.
+        from mim4dd_pl.callbacks.drawing import heat_maps, layer_names, planes
 
         _log.info("Analysing the distilled set ...")
         stream = module.stream.at("analysis")
@@ -102,14 +103,14 @@ class Analysis(L.Callback):
             cka = compare_layers(module, distilled, expert, student, self.real_images, stream.at("held out"))
         if cka is not None:
             panels = {"student on distilled images": cka["values"], "student on random real images": cka["control"]}
-            figures["cka.png"] = drawing.heat_maps(panels, "expert on real images")
-            names = drawing.layer_names(len(cka["values"]))
+            figures["cka.png"] = heat_maps(panels, "expert on real images")
+            names = layer_names(len(cka["values"]))
             numbers["cka"] = {"rows": names, "columns": names, **{name: plain(each) for name, each in cka.items()}}
         shown = show(module, distilled, seen_by, self.real_images, stream.at("shown"))
         classes = distilled.classes[:MOST_CLASSES]
         if self.tsne:
             points = [tsne(layer, stream.at("t-SNE", number)) for number, layer in enumerate(shown.layers)]
-            figures["tsne.png"] = drawing.planes(points, shown.labels, shown.learned, classes)
+            figures["tsne.png"] = planes(points, shown.labels, shown.learned, classes)
         about = {
             "features_of": "the first student" if expert is None else "the first expert",
             **numbers,
@@ -123,7 +124,7 @@ class Analysis(L.Callback):
     @staticmethod
     def _neighbours(module: DistillationModule, distilled: Distilled, found: dict[str, Neighbours]) -> "Figure":
         """The first learned image of up to ten classes above its nearest training images."""
-        from mim4dd_pl.callbacks import drawing
+        from mim4dd_pl.callbacks.drawing import neighbour_rows
 
         train = data_of(module).train
         first = {label: rows[0] for label, rows in list(distilled.shown().items())[:MOST_CLASSES]}
@@ -132,7 +133,7 @@ class Analysis(L.Callback):
         rows = {title: pixels_of(train, each.rows[chosen]) for title, each in titles.items()}
         ratios = {title: each.ratio[chosen] for title, each in titles.items()}
         names = [distilled.classes[label] for label in first]
-        return drawing.neighbour_rows({"learned": distilled.pixels(chosen), **rows}, names, ratios)
+        return neighbour_rows({"learned": distilled.pixels(chosen), **rows}, names, ratios)
 
     def _log(self, module: DistillationModule, folder: Path, shown: Shown, classes: tuple[str, ...]) -> None:
         """The figures and the projector on TensorBoard."""
