@@ -1,8 +1,23 @@
 """One voice on the terminal: ours."""
 
+import argparse
 import logging
 import sys
 import warnings
+from typing import NoReturn
+
+from mim4dd_pl.errors import UserError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments of a command.
+
+    Raises:
+        UserError: Instead of printing the usage and leaving the program.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help)")
 
 
 class _Printed(logging.Handler):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl import symptoms
-from mim4dd_pl.callbacks.diagnostics import SYMPTOMS
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.symptoms import (
+    SYMPTOMS,
     BelowRandom,
     ClassesMeet,
     ClassOverlap,

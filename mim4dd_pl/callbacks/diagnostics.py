@@ -13,41 +13,10 @@ from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.learned import data_of, random_real
 from mim4dd_pl.files import write_text
 from mim4dd_pl.modules import DistillationModule
-from mim4dd_pl.symptoms import (
-    BelowRandom,
-    ClassesMeet,
-    ClassOverlap,
-    DeadCritic,
-    DrownedHost,
-    Explosion,
-    Oscillation,
-    SaturatedCritic,
-    StudentLrAtFloor,
-    StudentLrDrift,
-    UnheardTerm,
-    Values,
-    WithinClassCollapse,
-    image_distances,
-    loss_course,
-    window_length,
-)
+from mim4dd_pl.symptoms import SYMPTOMS, Values, image_distances, loss_course, window_length
 
 _log = logging.getLogger(__name__)
 
-SYMPTOMS = (
-    WithinClassCollapse(),
-    ClassOverlap(),
-    ClassesMeet(),
-    DeadCritic(),
-    SaturatedCritic(),
-    DrownedHost(),
-    UnheardTerm(),
-    Oscillation(),
-    Explosion(),
-    StudentLrAtFloor(),
-    StudentLrDrift(),
-    BelowRandom(),
-)
 _SHOWN = 10  # images of a class whose distances are measured: enough to see them collapse
 
 

@@ -1,9 +1,7 @@
 """The command: which runs, and where the page goes."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import mim4dd_pl
 from mim4dd_pl.errors import UserError
@@ -11,13 +9,7 @@ from mim4dd_pl.files import write_text
 from mim4dd_pl.report.content import sections
 from mim4dd_pl.report.page import html_page, markdown_page
 from mim4dd_pl.report.runs import read_run
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (mim4dd report --help)")
+from mim4dd_pl.terminal import OneLineParser
 
 
 def report(args: Sequence[str]) -> int:
@@ -33,7 +25,7 @@ def report(args: Sequence[str]) -> int:
         UserError: If the arguments are wrong.
         StoredFileError: If a folder is no run or holds a damaged file, or the page cannot be written.
     """
-    parser = _Parser(
+    parser = OneLineParser(
         prog="mim4dd report",
         description="One page about one or several runs: accuracy beside its controls, curves, images, diagnostics, "
         "recipe. It needs no network and no other file. An unfinished run is shown as far as it went.",

@@ -18,13 +18,7 @@ from mim4dd_pl.sweep.figure import write_figure
 from mim4dd_pl.sweep.plan import Sweep, grid, read_sweep
 from mim4dd_pl.sweep.runner import Ended, run
 from mim4dd_pl.sweep.table import HEADER, Row, cells_csv, markdown, rows, rows_csv
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (mim4dd sweep --help)")
+from mim4dd_pl.terminal import OneLineParser
 
 
 class _Terminated(Exception):
@@ -121,7 +115,7 @@ def _plan(given: argparse.Namespace) -> Sweep:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="mim4dd sweep",
         allow_abbrev=False,
         description="Variants of a recipe x seeds: each cell is one `mim4dd fit` in a folder of its own. Finished "

@@ -13,6 +13,7 @@ from mim4dd_pl.symptoms.progress import (
 )
 
 __all__ = [
+    "SYMPTOMS",
     "BelowRandom",
     "ClassOverlap",
     "ClassesMeet",
@@ -31,3 +32,19 @@ __all__ = [
     "loss_course",
     "window_length",
 ]
+
+SYMPTOMS = (
+    WithinClassCollapse(),
+    ClassOverlap(),
+    ClassesMeet(),
+    DeadCritic(),
+    SaturatedCritic(),
+    DrownedHost(),
+    UnheardTerm(),
+    Oscillation(),
+    Explosion(),
+    StudentLrAtFloor(),
+    StudentLrDrift(),
+    BelowRandom(),
+)
+"""All of them, in the order in which they are read."""
