@@ -5,6 +5,7 @@ classes by their short names. ``sweep`` runs many fits (:mod:`mim4dd_pl.sweep`).
 setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 143 terminated.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,7 +18,6 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mim4dd_pl.callbacks import (
     Analysis,
@@ -26,10 +26,12 @@ from mim4dd_pl.callbacks import (
     Diagnostics,
     Evaluation,
     Export,
+    Preemption,
     StepProgress,
+    answering_signals,
 )
 from mim4dd_pl.data import ImageDataModule
-from mim4dd_pl.errors import StoredFileError, UserError
+from mim4dd_pl.errors import Stopped, StoredFileError, UserError
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.recipes import (
@@ -78,7 +80,8 @@ class KeepRecipe(SaveConfigCallback):
 class DistillationCLI(LightningCLI):
     """Parses and builds everything first; nothing is written before all of it is known to be good."""
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, args: ArgsType, preemption: Preemption) -> None:
+        self._preemption = preemption
         super().__init__(
             L.LightningModule,
             ImageDataModule,
@@ -210,7 +213,7 @@ class DistillationCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         shown = self._get(self.config_init, "trainer").enable_progress_bar is not False
-        self.trainer_defaults["callbacks"] = [StepProgress()] if shown else []
+        self.trainer_defaults["callbacks"] = [self._preemption, *([StepProgress()] if shown else [])]
         plugins = self._get(self.config_init, "trainer").plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
@@ -267,7 +270,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return sweep(arguments[1:])
         if arguments[:1] == ["report"]:
             return report(arguments[1:])
-        DistillationCLI(arguments)
+        with answering_signals() as preemption:
+            DistillationCLI(arguments, preemption)
     except UserError as error:
         return fail(str(error), error.exit_code)
     except MisconfigurationException as error:
@@ -278,14 +282,12 @@ def main(args: Sequence[str] | None = None) -> int:
             f"{error.strerror or error}{where}. Free space, or choose a folder that can be read and written.",
             StoredFileError.exit_code,
         )
-    except SIGTERMException:
-        print("mim4dd: terminated; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
-        return 143
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns Ctrl-C into exit(1).
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        print("mim4dd: interrupted; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
+    except Stopped as error:
+        word, code = ("interrupted", 130) if error.number == signal.SIGINT else ("terminated", 143)
+        print(f"mim4dd: {word}; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        print("mim4dd: interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -22,6 +22,14 @@ class StoredFileError(UserError):
     exit_code = 4
 
 
+class Stopped(BaseException):
+    """The program was asked to stop by signal ``number``; no Exception, so that nothing catches it on its way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class DivergenceError(UserError):
     """The optimisation left the finite numbers: exit code 1."""
 

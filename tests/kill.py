@@ -1,4 +1,4 @@
-"""A callback that dies like a machine: SIGKILL, no clean-up, at a chosen moment of a fit."""
+"""A callback that dies like a machine: SIGKILL, no clean-up, at a chosen moment of a fit; or is asked to stop there."""
 
 import os
 import signal
@@ -8,26 +8,28 @@ import lightning as L
 
 
 class KillAt(L.Callback):
-    """Kills its own process.
+    """Kills its own process, or sends it another signal.
 
     Args:
         step: Outer step at which to die; with ``expert``, the number of the expert.
         moment: ``step``: before the step's first computation; ``validation``: in the middle of the evaluation that
             follows the step; ``save``: when the step's checkpoint is on the disk under its temporary name;
             ``expert``: the same for the trajectory of an expert.
+        signal: Number of the signal; 9 is SIGKILL.
     """
 
-    def __init__(self, step: int, moment: Literal["step", "validation", "save", "expert"]) -> None:
+    def __init__(self, step: int, moment: Literal["step", "validation", "save", "expert"], signal: int = 9) -> None:
         self.step = step
         self.moment = moment
+        self.signal = signal
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if self.moment == "step" and trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.moment == "validation" and trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.moment == "save" and trainer.global_step == self.step:

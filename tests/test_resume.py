@@ -110,8 +110,8 @@ def test_a_signal_ends_the_run_with_its_code_and_one_line(
 
 @pytest.mark.parametrize(
     ("step", "moment", "lost"),
-    [(5, "step", 1), (4, "validation", 2), (6, "save", 2), (8, "save", 2)],
-    ids=["step", "validation", "save", "last save"],
+    [(5, "step", 1), (4, "validation", 0), (6, "save", 2), (4, "save", 2), (8, "validation", 1), (8, "save", 1)],
+    ids=["step", "validation", "save", "save before a validation", "last validation", "last save"],
 )
 def test_kill_minus_nine_and_resume_equals_no_kill(
     uninterrupted: dict[str, Any], tmp_path: Path, step: int, moment: str, lost: int
@@ -123,6 +123,38 @@ def test_kill_minus_nine_and_resume_equals_no_kill(
     assert main([*arguments, "--ckpt_path=last"]) == 0
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
     assert not list(tmp_path.rglob("*.tmp"))
+    torch.testing.assert_close(outcome(run), uninterrupted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("step", "moment", "number", "kept"),
+    [
+        (2, "step", signal.SIGINT, 3),
+        (6, "step", signal.SIGTERM, 7),
+        (3, "step", signal.SIGUSR1, 4),
+        (4, "validation", signal.SIGTERM, 4),
+        (7, "step", signal.SIGTERM, 7),
+        (8, "validation", signal.SIGINT, 7),
+    ],
+    ids=[
+        "Ctrl-C",
+        "SIGTERM",
+        "before a validation",
+        "within a validation",
+        "in the last step",
+        "in the last validation",
+    ],
+)
+def test_a_signal_keeps_the_step_at_hand_and_the_resumed_run_equals_the_uninterrupted_one(
+    uninterrupted: dict[str, Any], tmp_path: Path, step: int, moment: str, number: int, kept: int
+) -> None:
+    arguments = [*RECIPE, *in_folder(tmp_path)]
+    send = f"{{class_path: tests.kill.KillAt, init_args: {{step: {step}, moment: {moment}, signal: {int(number)}}}}}"
+    sparse = "--trainer.callbacks.init_args.every_n_steps=100"
+    assert main([*arguments, sparse, "--trainer.callbacks+", send]) == (130 if number == signal.SIGINT else 143)
+    run = tmp_path / "digits/version_0"
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == kept
+    assert main([*arguments, "--ckpt_path=last"]) == 0
     torch.testing.assert_close(outcome(run), uninterrupted, rtol=0, atol=0)
 
 

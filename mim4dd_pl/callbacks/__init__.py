@@ -7,6 +7,7 @@ from mim4dd_pl.callbacks.diagnostics import Diagnostics
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
 from mim4dd_pl.callbacks.pictures import Pictures
+from mim4dd_pl.callbacks.preemption import Preemption, answering_signals
 from mim4dd_pl.callbacks.progress import StepProgress
 from mim4dd_pl.callbacks.storage import AtomicCheckpointIO
 
@@ -19,5 +20,7 @@ __all__ = [
     "Export",
     "LastCheckpoint",
     "Pictures",
+    "Preemption",
     "StepProgress",
+    "answering_signals",
 ]

@@ -12,7 +12,9 @@ class LastCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` of a run, from which it resumes to the bit.
 
     Args:
-        every_n_steps: Outer steps between two of them; each validation is followed by one as well.
+        every_n_steps: Outer steps between two of them. One is kept before each validation and after it as well, but
+            none between the last step and its validation, because Lightning takes a run with all its steps for a
+            finished one; the step before it is kept instead.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -21,18 +23,33 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        # Where a validation follows, the checkpoint waits for it: a resumed run would not make up for it.
-        validates = trainer.enable_validation and trainer.global_step % (trainer.val_check_batch or math.inf) == 0
-        if trainer.global_step % self.every_n_steps == 0 and not validates:
-            self._save(trainer)
+        step, last = trainer.global_step, trainer.max_steps
+        if step == last - 1 or (step != last and (step % self.every_n_steps == 0 or self.validation_follows(trainer))):
+            self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._save(trainer)
+            self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
+        self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.validation_follows(trainer):
+            # Resumed, Lightning passes over a validation that had not begun, and makes one that was in its first batch.
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            done = progress["total"]["completed"]
+            progress["total"].update(ready=done + 1, started=done + 1, processed=done)
+            progress["current"].update(ready=1, started=1, processed=0, completed=0)
 
     @staticmethod
-    def _save(trainer: L.Trainer) -> None:
+    def validation_follows(trainer: L.Trainer) -> bool:
+        """Whether the step that has just been made will be validated."""
+        due = trainer.enable_validation and trainer.global_step % (trainer.val_check_batch or math.inf) == 0
+        progress = trainer.fit_loop.epoch_loop.batch_progress.total
+        return due and progress.processed > progress.completed  # else it has been
+
+    @staticmethod
+    def save(trainer: L.Trainer) -> None:
+        """Write ``last.ckpt`` now."""
         trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt")

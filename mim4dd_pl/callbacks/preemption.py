@@ -1,0 +1,71 @@
+"""What a fit does when it is asked to stop."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from mim4dd_pl.callbacks.checkpoint import LastCheckpoint
+from mim4dd_pl.errors import Stopped
+
+
+class Preemption(Checkpoint):
+    """Answers Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warning): finishes the outer step, keeps it, ends the run.
+
+    While experts or students are trained the run ends at once: finished experts are kept, and :class:`LastCheckpoint`
+    has kept the steps. A second signal ends it at once everywhere. It is a Checkpoint so that Lightning calls it last.
+
+    Raises:
+        Stopped: In the main thread, with the number of the signal.
+    """
+
+    def __init__(self) -> None:
+        self._stepping = False
+        self._pending: int | None = None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        if not self._stepping or self._pending is not None:
+            raise Stopped(number)
+        self._pending = number
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stepping = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._stepping = not LastCheckpoint.validation_follows(trainer)
+        if self._pending is not None and trainer.global_step < trainer.max_steps:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, LastCheckpoint):
+                    callback.save(trainer)
+        self._stop_if_asked()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stepping = trainer.state.fn == "fit"
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stepping = False
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._pending is not None:
+            raise Stopped(self._pending)
+
+
+@contextmanager
+def answering_signals() -> Iterator[Preemption]:
+    """A callback that receives this process's signals while the block runs."""
+    preemption = Preemption()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as a shell has it for a job in the background
+            signal.signal(number, preemption.receive)
+    try:
+        yield preemption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
