@@ -47,7 +47,7 @@ class LastCheckpoint(Checkpoint):
         """Whether the step that has just been made will be validated."""
         due = trainer.enable_validation and trainer.global_step % (trainer.val_check_batch or math.inf) == 0
         progress = trainer.fit_loop.epoch_loop.batch_progress.total
-        return due and progress.processed > progress.completed  # else it has been
+        return due and progress.ready > progress.completed  # else it has been
 
     @staticmethod
     def save(trainer: L.Trainer) -> None:
