@@ -26,6 +26,7 @@ from mim4dd_pl.callbacks import (
     Diagnostics,
     Evaluation,
     Export,
+    LastCheckpoint,
     Preemption,
     StepProgress,
     answering_signals,
@@ -35,6 +36,7 @@ from mim4dd_pl.errors import Stopped, StoredFileError, UserError
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.recipes import (
+    check_changes,
     check_keys,
     check_limits,
     check_links,
@@ -140,6 +142,12 @@ class DistillationCLI(LightningCLI):
         parser.add_argument(
             "--whole_set", type=bool, default=True, help="The closing table's row of the whole training set, if any."
         )
+        parser.add_argument(
+            "--allow_changes",
+            type=str,
+            default="",
+            help="With --ckpt_path: settings that may differ from the checkpoint's, separated by commas.",
+        )
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
@@ -212,9 +220,13 @@ class DistillationCLI(LightningCLI):
             self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        shown = self._get(self.config_init, "trainer").enable_progress_bar is not False
-        self.trainer_defaults["callbacks"] = [self._preemption, *([StepProgress()] if shown else [])]
-        plugins = self._get(self.config_init, "trainer").plugins or []
+        given = self._get(self.config_init, "trainer")
+        callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks]
+        added: list[L.Callback] = [] if given.enable_progress_bar is False else [StepProgress()]
+        if any(isinstance(callback, LastCheckpoint) for callback in callbacks):
+            added.append(self._preemption)
+        self.trainer_defaults["callbacks"] = added
+        plugins = given.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
         if not self._get(self.config_init, "whole_set"):
@@ -238,15 +250,18 @@ class DistillationCLI(LightningCLI):
             if not candidates:
                 raise StoredFileError(f"No run to resume in {runs}: start one without --ckpt_path.")
         settings = settings_of(self._parser(self.subcommand), config)
+        changes = [name for name in config.allow_changes.split(",") if name]
+        check_changes(changes)
         reasons = []
         for path in candidates:
-            reason = difference(AtomicCheckpointIO().load_checkpoint(path), settings, KeepRecipe.__qualname__)
+            reason = difference(AtomicCheckpointIO().load_checkpoint(path), settings, KeepRecipe.__qualname__, changes)
             if reason is None:
                 break
             reasons.append(f"{path} {reason}")
         else:
             raise StoredFileError(
-                f"{reasons[0]}: go on with the setting of the checkpoint, or start a new run without --ckpt_path."
+                f"{reasons[0]}: go on with the setting of the checkpoint, name it in --allow_changes, or start a new "
+                "run without --ckpt_path."
             )
         config.ckpt_path = str(path)
         run = path.resolve().parent.parent

@@ -275,6 +275,11 @@ WRONG = [
     (["--data.source=ImageFolder", DATA + "root=nowhere", DATA + "image_size=8"], 3, "No folder nowhere/train"),
     (["--data.source=MNIST", DATA + "root=nowhere", DATA + "download=false"], 3, "No MNIST in nowhere"),
     (["--ckpt_path=last"], 4, "No run to resume in checkpoints/digits"),
+    (
+        ["--ckpt_path={broken}", "--allow_changes=model.init"],
+        2,
+        "allow_changes takes model.lr_images, model.lr_student_lr",
+    ),
     (["--ckpt_path=nowhere.ckpt"], 4, "No checkpoint nowhere.ckpt"),
     (["--ckpt_path=http://localhost/x.ckpt"], 4, "No checkpoint http:/localhost/x.ckpt. Give a local .ckpt file"),
 ]

@@ -207,6 +207,20 @@ def test_another_recipe_does_not_resume_a_run_and_touches_nothing(
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
+def test_an_allowed_change_is_applied_from_there_on(finished: Path, tmp_path: Path) -> None:
+    """A pixel learning rate of zero leaves the images where they were; momentum 0 lets nothing carry them on."""
+    shutil.copytree(finished, tmp_path / "copy")
+    arguments = [*RECIPE, *in_folder(tmp_path / "copy"), "--trainer.max_steps=12", "--ckpt_path=last"]
+    changes = ["--model.init_args.lr_images=0", "--model.init_args.momentum=0"]
+    assert main([*arguments, *changes, "--allow_changes=model.lr_images"]) == 4
+    assert main([*arguments, *changes, "--allow_changes=model.lr_images,model.momentum"]) == 0
+    before, after = (outcome(folder / "digits/version_0")["weights"] for folder in (finished, tmp_path / "copy"))
+    torch.testing.assert_close(after["synthetic.images"], before["synthetic.images"], rtol=0, atol=0)
+    assert not torch.equal(after["synthetic.student_lr"], before["synthetic.student_lr"])
+    # The change is part of the run from now on.
+    assert main([*arguments, *changes]) == 0
+
+
 def test_a_longer_run_goes_on_where_the_shorter_one_ended(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "copy")
     longer = ["--trainer.max_steps=12", f"--model.experts.root={finished}/experts"]

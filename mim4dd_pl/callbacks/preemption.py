@@ -17,7 +17,8 @@ class Preemption(Checkpoint):
     """Answers Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warning): finishes the outer step, keeps it, ends the run.
 
     While experts or students are trained the run ends at once: finished experts are kept, and :class:`LastCheckpoint`
-    has kept the steps. A second signal ends it at once everywhere. It is a Checkpoint so that Lightning calls it last.
+    has kept the steps. A second signal ends it at once everywhere, and so does a first one in a run without
+    LastCheckpoint, where this is no callback of the Trainer. It is a Checkpoint so that Lightning calls it last.
 
     Raises:
         Stopped: In the main thread, with the number of the signal.

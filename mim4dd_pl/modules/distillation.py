@@ -16,7 +16,7 @@ from mim4dd_pl.evaluation import calibrated
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.modules.gradients import Gradients, information_batch, log_values, segment_gradients
-from mim4dd_pl.modules.optimization import OuterOptimizer, outer_optimizers, set_gradients
+from mim4dd_pl.modules.optimization import OuterOptimizer, keep_settings, outer_optimizers, set_gradients
 from mim4dd_pl.modules.optimization import step as step_all
 from mim4dd_pl.modules.segments import SegmentDraw
 from mim4dd_pl.modules.settings import check_experts, check_information, check_steps
@@ -210,6 +210,7 @@ class DistillationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._compiled = checkpoint["compiled"]
         self._loaded_step = checkpoint["global_step"]
+        keep_settings(checkpoint["optimizer_states"], self.configure_optimizers())
 
     @property
     def outer_steps(self) -> int:

@@ -65,3 +65,10 @@ def step(optimizers: Any) -> None:
     first.step()
     for optimizer in others:
         optimizer.optimizer.step()
+
+
+def keep_settings(states: Sequence[dict[str, Any]], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Give stored states of the optimisers the learning rates and momenta of the recipe at hand."""
+    for state, optimizer in zip(states, optimizers, strict=True):
+        for stored, now in zip(state["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
+            stored.update(now)
