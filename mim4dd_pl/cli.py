@@ -291,6 +291,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return fail(str(error), error.exit_code)
     except MisconfigurationException as error:
         return fail(str(error), UserError.exit_code)
+    except torch.OutOfMemoryError:
+        return fail(
+            "The device is out of memory. Lower model.objective.synthetic_batch_size, model.objective.unroll_steps or "
+            "model.segments_per_step, and go on with --ckpt_path last --allow_changes "
+            "model.objective,model.segments_per_step.",
+            UserError.exit_code,
+        )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return fail(

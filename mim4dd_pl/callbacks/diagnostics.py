@@ -57,10 +57,11 @@ class Diagnostics(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        # A tensor: on an accelerator only a reading waits for it.
-        self._losses.append(trainer.callback_metrics["train/matching_loss"].detach().clone())
-        if step == 1 or step % self.every_n_steps == 0:
-            module = cast(DistillationModule, pl_module)
+        module = cast(DistillationModule, pl_module)
+        if module.skips.in_row == 0:  # a skipped step has no loss
+            # A tensor: on an accelerator only a reading waits for it.
+            self._losses.append(trainer.callback_metrics["train/matching_loss"].detach().clone())
+        if self._losses and (step == 1 or step % self.every_n_steps == 0):
             logged = {
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")
             }

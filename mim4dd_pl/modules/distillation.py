@@ -11,11 +11,11 @@ from torch import Tensor
 from mim4dd_pl.clipping import Clip, FixedClip
 from mim4dd_pl.data import Batch, ImageDataModule, ImageSet
 from mim4dd_pl.derivatives import Compile, Derivatives, derivatives, worth_compiling
-from mim4dd_pl.errors import DivergenceError
 from mim4dd_pl.evaluation import calibrated
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.modules.gradients import Gradients, information_batch, log_values, segment_gradients
+from mim4dd_pl.modules.guards import Skips, all_finite
 from mim4dd_pl.modules.optimization import OuterOptimizer, keep_settings, outer_optimizers, set_gradients
 from mim4dd_pl.modules.optimization import step as step_all
 from mim4dd_pl.modules.segments import SegmentDraw
@@ -118,6 +118,7 @@ class DistillationModule(L.LightningModule):
         self._compiled: bool | None = None
         self._loaded_step: int | None = None
         self.segments: SegmentDraw | None = None
+        self.skips = Skips()
         self.stream = Stream(seed)
         self._data: ImageDataModule | None = None
         self.synthetic = SyntheticImages(
@@ -206,9 +207,11 @@ class DistillationModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["compiled"] = self._compiled
+        checkpoint["skips"] = dict(vars(self.skips))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._compiled = checkpoint["compiled"]
+        self.skips = Skips(**checkpoint.get("skips", {}))
         self._loaded_step = checkpoint["global_step"]
         keep_settings(checkpoint["optimizer_states"], self.configure_optimizers())
 
@@ -239,18 +242,24 @@ class DistillationModule(L.LightningModule):
         gradient = mean.host_images + factor * mean.information_images
         length = gradient.norm()
         lr_gradient = mean.host_lr + factor * mean.information_lr
-        if not torch.isfinite(length + mean.host_loss + lr_gradient + mean.host_labels.sum()):
-            raise DivergenceError(
-                f"The matching loss is {mean.host_loss:.3g} and the pixel gradient {length:.3g} at step {step}, with a "
-                f"student lr of {float(self.synthetic.student_lr.detach()):.3g}: lower model.lr_images, "
-                "model.lr_student_lr or the weight of a literal information term, or set model.image_gradient_clip."
-            )
+        if not all_finite(mean.host_loss, length, lr_gradient, mean.host_labels, mean.information_parameters):
+            self._skip(step, mean.host_loss, length)
+            return
+        self.skips.in_row = 0
         if self.image_gradient_clip is not None:
             gradient = self.image_gradient_clip(gradient)
         set_gradients(self.synthetic, self.information, gradient, lr_gradient, mean)
         step_all(self.optimizers())
         self.synthetic.settle()
         self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
+        self.log("train/skipped_steps", float(self.skips.total), batch_size=1)
+
+    def _skip(self, step: int, loss: Tensor, length: Tensor) -> None:
+        """Count the step and change nothing: optimisers pass over parameters without a gradient."""
+        self.skips.count(step, loss, length, self.synthetic.student_lr.detach())
+        self.zero_grad(set_to_none=True)
+        step_all(self.optimizers())
+        self.log("train/skipped_steps", float(self.skips.total), batch_size=1)
 
     def mean_gradients(self, step: int) -> Gradients:
         """Mean over the segments of a step."""
