@@ -1,7 +1,9 @@
-"""Checkpoint files: whole or absent, and loading one never runs code."""
+"""Checkpoint files: whole or absent, sealed against damage, and loading one never runs code."""
 
+import hashlib
 import io
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,32 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from mim4dd_pl.errors import StoredFileError
 from mim4dd_pl.files import replacing
+
+_SEAL = b"sha256:"
+_SEAL_LENGTH = len(_SEAL) + 64
+
+
+def sealed(archive: bytes) -> bytes:
+    """A zip archive without a comment, and its SHA-256 as its comment: torch.load reads one as well as the other."""
+    body = archive[:-2] + _SEAL_LENGTH.to_bytes(2, "little")  # an archive ends with the length of its comment
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def unsealed(content: bytes) -> io.BytesIO:
+    """What :func:`sealed` made, if it is undamaged and takes no more memory than the file has bytes.
+
+    Raises:
+        ValueError: Says in words what is wrong with it.
+    """
+    body, seal = content[:-_SEAL_LENGTH], content[-_SEAL_LENGTH:]
+    if not seal.startswith(_SEAL):
+        raise ValueError("it does not end with a seal of `mim4dd fit`")
+    if seal != _SEAL + hashlib.sha256(body).hexdigest().encode():
+        raise ValueError("it is damaged: its SHA-256 is another than the one it ends with")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it holds compressed data, which `mim4dd fit` never writes")
+    return io.BytesIO(content)
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -20,7 +48,7 @@ class AtomicCheckpointIO(CheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         with replacing(Path(path)) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+            temporary.write_bytes(sealed(buffer.getvalue()))
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
@@ -31,7 +59,8 @@ class AtomicCheckpointIO(CheckpointIO):
             with warnings.catch_warnings():
                 # Of a pickle protocol that we do not write: the file is refused below, in our words.
                 warnings.simplefilter("ignore", UserWarning)
-                checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+                content = unsealed(Path(path).read_bytes())
+                checkpoint: dict[str, Any] = torch.load(content, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # torch's reader of a damaged file raises whatever it stumbles upon
             reason = str(error).strip().split("\n")[0]
             raise StoredFileError(f"{path} is no readable checkpoint ({reason}). Use another one.") from error
