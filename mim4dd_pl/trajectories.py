@@ -57,6 +57,10 @@ class TrajectorySpec:
     storage: Storage = "float32"
 
 
+def _file_of(expert: int) -> str:
+    return f"expert_{expert:04d}.safetensors"
+
+
 class TrajectoryStore:
     """The finished experts of one folder.
 
@@ -98,7 +102,7 @@ class TrajectoryStore:
         expected = (self.spec.epochs + 1, self.spec.num_parameters)
         if tuple(trajectory.shape) != expected:
             raise ValueError(f"A trajectory of this store has shape {expected}, got {tuple(trajectory.shape)}.")
-        path = self.root / f"expert_{expert:04d}.safetensors"
+        path = self.root / _file_of(expert)
         with locked(self.root):
             # Another run may share the folder: keep what it has finished, this expert included.
             if self._manifest.exists():
@@ -163,10 +167,11 @@ class TrajectoryStore:
                 f"{wanted[key]}. Use the same data set, network and expert settings, or set model.experts.root to "
                 "another folder."
             )
-        for entry in entries.values():
-            if Path(entry["file"]).name != entry["file"]:
+        for number, entry in entries.items():
+            if entry["file"] != _file_of(number):
                 raise StoredFileError(
-                    f"{self._manifest} names a file outside its folder: {entry['file']}. {self._remedy}"
+                    f"{self._manifest} is damaged: it names {entry['file']}, expected {_file_of(number)}. "
+                    f"{self._remedy}"
                 )
         return entries
 
