@@ -2,7 +2,8 @@
 
 ``fit``, ``validate``, ``test`` and ``check``, each with ``-c recipe.yaml`` and any number of overlays. A recipe names
 classes by their short names. ``sweep`` runs many fits (:mod:`mim4dd_pl.sweep`). Exit codes: 0 done, 1 diverged, 2 wrong
-setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 143 terminated.
+setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 143 terminated. With several devices this
+process starts one for each and only watches over them (:mod:`mim4dd_pl.processes`).
 """
 
 import signal
@@ -10,14 +11,16 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import lightning as L
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from mim4dd_pl.callbacks import (
     Analysis,
@@ -35,11 +38,13 @@ from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import Stopped, StoredFileError, UserError
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.processes import LOST_PEER, Launch, end_with_parent, lost_peer, run_all
 from mim4dd_pl.recipes import (
     check_changes,
     check_keys,
     check_limits,
     check_links,
+    check_strategy,
     check_trainer,
     difference,
     newest_first,
@@ -48,7 +53,7 @@ from mim4dd_pl.recipes import (
 )
 from mim4dd_pl.report import report
 from mim4dd_pl.sweep import sweep
-from mim4dd_pl.terminal import fail, quiet
+from mim4dd_pl.terminal import fail, process, quiet
 from mim4dd_pl.trainer import Trainer
 
 
@@ -171,6 +176,7 @@ class DistillationCLI(LightningCLI):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         if self.subcommand in ("fit", "check"):
             check_trainer(config.trainer, distills=config.model.class_path.endswith("DistillationModule"))
+        check_strategy(config.trainer)
         if config.get("ckpt_path") is not None and config.get("distilled") is not None:
             raise UserError("--ckpt_path and --distilled both say what to evaluate: leave one of them out.")
         if config.get("ckpt_path") is not None:
@@ -193,16 +199,23 @@ class DistillationCLI(LightningCLI):
         self._check_callbacks()
         if isinstance(self.model, DistillationModule) and self.subcommand in ("fit", "check"):
             self._check_images_per_class()
+            self.model.check_processes(self.trainer.world_size)
         self.datamodule.setup(self.subcommand)
         if self.subcommand in ("fit", "check"):
             self.model.attach(self.datamodule)
+        if self.subcommand != "check":
+            self._launch()
+
+    def _launch(self) -> None:
+        """Leave for the processes that the Trainer needs, if nobody has started them."""
+        strategy = self.trainer.strategy
+        if (
+            isinstance(strategy, DDPStrategy)
+            and not cast(ClusterEnvironment, strategy.cluster_environment).creates_processes_externally
+        ):
+            raise Launch(strategy.num_processes, strategy.node_rank, strategy.world_size)
 
     def _check_callbacks(self) -> None:
-        if self.trainer.world_size > 1:
-            raise UserError(
-                f"trainer.devices, num_nodes and strategy ask for {self.trainer.world_size} processes; this version "
-                "runs one. Set trainer.devices to 1."
-            )
         kinds = [type(callback) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
         if kinds.count(Evaluation) != 1 and (
             self.subcommand in ("validate", "test") or {Export, ClosingTable, Analysis} & set(kinds)
@@ -229,6 +242,8 @@ class DistillationCLI(LightningCLI):
         plugins = given.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        # Lightning's own answer to SIGTERM begins a broadcast, which only the processes that got the signal would join.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         if not self._get(self.config_init, "whole_set"):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, ClosingTable):
@@ -279,6 +294,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     quiet()
+    end_with_parent()
     arguments = list(sys.argv[1:] if args is None else args)
     try:
         if arguments[:1] == ["sweep"]:
@@ -287,6 +303,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return report(arguments[1:])
         with answering_signals() as preemption:
             DistillationCLI(arguments, preemption)
+    except Launch as launch:
+        several = launch
     except UserError as error:
         return fail(str(error), error.exit_code)
     except MisconfigurationException as error:
@@ -306,12 +324,19 @@ def main(args: Sequence[str] | None = None) -> int:
         )
     except Stopped as error:
         word, code = ("interrupted", 130) if error.number == signal.SIGINT else ("terminated", 143)
-        print(f"mim4dd: {word}; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
+        if process() == 0:
+            print(f"mim4dd: {word}; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
         return code
     except KeyboardInterrupt:
         print("mim4dd: interrupted", file=sys.stderr)
         return 130
-    return 0
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        return fail("Another process of the run has ended.", LOST_PEER)
+    else:
+        return 0
+    return run_all(arguments, several)
 
 
 def run() -> NoReturn:

@@ -22,14 +22,23 @@ class Classifiers:
         network: Their architecture.
         parameters: One vector of shape (P,) for each.
         statistics: Of the batch norms of each, from :func:`calibrated`; none for networks without batch norm.
+        places: Numbers of these networks among ``count``, the others being elsewhere; all of them by default.
+        count: How many there are.
     """
 
     def __init__(
-        self, network: FlatNetwork, parameters: Sequence[Tensor], statistics: Sequence[Statistics] | None = None
+        self,
+        network: FlatNetwork,
+        parameters: Sequence[Tensor],
+        statistics: Sequence[Statistics] | None = None,
+        places: range | None = None,
+        count: int | None = None,
     ) -> None:
         self.network = network
         self.parameters = parameters
         self.statistics = [{} for _ in parameters] if statistics is None else statistics
+        self.places = range(len(parameters)) if places is None else places
+        self.count = len(parameters) if count is None else count
         # Every rank may evaluate networks of its own, so the counts are not summed over ranks.
         self._metrics = [
             MulticlassConfusionMatrix(network.num_classes, validate_args=False, sync_on_compute=False).to(theta.device)
@@ -48,11 +57,17 @@ class Classifiers:
             metric.reset()
 
     def confusion(self) -> Tensor:
-        """Images of class i (row) that each network took for class j (column) so far, shape (n, C, C), int64."""
-        return torch.stack([metric.compute() for metric in self._metrics]).cpu()
+        """Images of class i (row) that each network took for class j (column) so far, shape (count, C, C), int64.
+
+        Zeros where a network is elsewhere.
+        """
+        confusion = torch.zeros(self.count, self.network.num_classes, self.network.num_classes, dtype=torch.int64)
+        for place, metric in zip(self.places, self._metrics, strict=True):
+            confusion[place] = metric.compute()
+        return confusion
 
     def accuracies(self) -> Tensor:
-        """Fraction of correct answers of each network so far, shape (n,), in [0, 1]."""
+        """Fraction of correct answers of each network so far, shape (count,), in [0, 1]."""
         return accuracies(self.confusion())
 
 
@@ -67,7 +82,12 @@ def calibrated(network: FlatNetwork, theta: Tensor, images: Indexable, batch_siz
 
 
 def train_students(
-    derivatives: Derivatives, sets: Sequence[Indexable], training: Training, stream: Stream, device: torch.device
+    derivatives: Derivatives,
+    sets: Sequence[Indexable],
+    training: Training,
+    stream: Stream,
+    device: torch.device,
+    share: range | None = None,
 ) -> Classifiers:
     """Fresh networks, one trained on each of ``sets``.
 
@@ -77,16 +97,20 @@ def train_students(
         training: How each is trained.
         stream: Decides initialisations, order and augmentation: student number i starts the same whatever its set.
         device: Where they are trained.
+        share: Numbers of those that are trained here; all by default.
     """
+    share = range(len(sets)) if share is None else share
     parameters: list[Tensor] = []
     # Lightning validates without gradients, and may do so in inference mode.
     with torch.inference_mode(False):
-        for numbers in torch.arange(len(sets)).split(at_once(device)):
-            students = [stream.at("student", number) for number in numbers.tolist()]
+        for start in range(0, len(share), at_once(device)):
+            numbers = share[start : start + at_once(device)]
+            students = [stream.at("student", number) for number in numbers]
             fresh = torch.stack([derivatives.network.initial(student.at("initial")) for student in students])
-            chosen = [sets[number] for number in numbers.tolist()]
+            chosen = [sets[number] for number in numbers]
             (trained,) = deque(train(derivatives, fresh.to(device), chosen, training, students), maxlen=1)
             parameters.extend(trained)
     network, size = derivatives.network, training.batch_size
-    statistics = [calibrated(network, theta, each, size) for theta, each in zip(parameters, sets, strict=True)]
-    return Classifiers(network, parameters, statistics)
+    own = [sets[number] for number in share]
+    statistics = [calibrated(network, theta, each, size) for theta, each in zip(parameters, own, strict=True)]
+    return Classifiers(network, parameters, statistics, share, len(sets))

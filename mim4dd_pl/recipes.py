@@ -61,6 +61,8 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "gradient_clip_val": ((None,), "set model.image_gradient_clip"),
     "precision": ((None, "32-true", 32, "32"), "the gradient of the unroll is computed in float32"),
     "inference_mode": ((False,), "a validation trains students"),
+    "sync_batchnorm": ((False,), "a student is trained by one process"),
+    "use_distributed_sampler": ((False,), "processes share students, each of which sees all images"),
 }
 """Settings of the Trainer that cannot mean anything else here: what they may be, and what to do instead."""
 
@@ -84,6 +86,19 @@ def check_trainer(trainer: Namespace, distills: bool) -> None:
         raise UserError(
             f"trainer.max_steps must be a positive multiple of trainer.val_check_interval ({interval}), so that the "
             f"last step is evaluated; got {steps}."
+        )
+
+
+_STRATEGIES = {"auto", "ddp", "DDPStrategy", "SingleDeviceStrategy"}
+
+
+def check_strategy(trainer: Namespace) -> None:
+    """Refuse strategies that divide a network among devices, or that start processes in another way."""
+    strategy = trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.class_path
+    if strategy.rpartition(".")[2] not in _STRATEGIES:
+        raise UserError(
+            f"trainer.strategy must be auto or ddp, got {strategy}: every process holds the whole network and computes "
+            "segments and students of its own."
         )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from typing import NoReturn
@@ -27,8 +28,19 @@ class _Printed(logging.Handler):
         print(self.format(record), flush=True)
 
 
+def process() -> int:
+    """The number of this process among those of a run, as torchrun, SLURM or this program counts them."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
 def quiet() -> None:
-    """Let the libraries speak of errors only, and this package of what it does."""
+    """Let the libraries speak of errors only, and this package of what it does, in process 0."""
+    if process():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+    # Accuracies that are logged are the same in all processes, which Lightning cannot know.
+    warnings.filterwarnings(
+        "ignore", message=r"It is recommended to use .self\.log\(.*sync_dist=True", category=UserWarning
+    )
     # Lightning 2.6 with torch 2.14: a deprecation between the two that no user can mend.
     warnings.filterwarnings("ignore", message=r".isinstance\(treespec, LeafSpec\)", category=FutureWarning)
     # torch.compile's own use of torch.jit, and its search for CUDA where there is none.
@@ -42,6 +54,7 @@ def quiet() -> None:
 
 
 def fail(message: str, exit_code: int) -> int:
-    """Print an error as one line on stderr; returns the exit code."""
-    print("mim4dd: error: " + " ".join(message.split()), file=sys.stderr)
+    """Print an error as one line on stderr, with the process if it is not the first; returns the exit code."""
+    where = f" in process {process()}" if process() else ""
+    print(f"mim4dd: error{where}: " + " ".join(message.split()), file=sys.stderr)
     return exit_code

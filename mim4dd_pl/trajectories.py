@@ -105,8 +105,7 @@ class TrajectoryStore:
         path = self.root / _file_of(expert)
         with locked(self.root):
             # Another run may share the folder: keep what it has finished, this expert included.
-            if self._manifest.exists():
-                self._entries = self._read_manifest()
+            self.refresh()
             if expert in self._entries:
                 return
             with replacing(path) as temporary:
@@ -119,6 +118,11 @@ class TrajectoryStore:
                 "experts": {str(number): self._entries[number] for number in self.finished},
             }
             write_text(self._manifest, json.dumps(manifest, indent=2) + "\n")
+
+    def refresh(self) -> None:
+        """See the experts that other processes have finished."""
+        if self._manifest.exists():
+            self._entries = self._read_manifest()
 
     def segment(self, expert: int, start_epoch: int, expert_epochs: int) -> Segment:
         """Two rows of one trajectory, read from the disk.
@@ -181,19 +185,20 @@ class SegmentReader:
 
     Args:
         read: (step, index) -> the segment; called in order, possibly for one more than is ever asked for.
-        per_step: Segments of a step.
+        numbers: Of the segments of a step that are read.
     """
 
-    def __init__(self, read: Callable[[int, int], Segment], per_step: int) -> None:
+    def __init__(self, read: Callable[[int, int], Segment], numbers: range) -> None:
         self._read = read
-        self._per_step = per_step
+        self._numbers = numbers
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._ahead: dict[tuple[int, int], Future[Segment]] = {}
 
     def read(self, step: int, index: int) -> Segment:
         """Segment ``index`` of ``step``."""
         wanted = self._ahead.get((step, index)) or self._thread.submit(self._read, step, index)
-        following = (step, index + 1) if index + 1 < self._per_step else (step + 1, 0)
+        after = index + self._numbers.step
+        following = (step, after) if after in self._numbers else (step + 1, self._numbers[0])
         self._ahead = {following: self._thread.submit(self._read, *following)}
         return wanted.result()
 

@@ -51,7 +51,7 @@ def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any
     trainer.fit(module, datamodule=data)
     if module.objective.epochs is not None:
         module.segments = SegmentDraw(
-            module.store, experts, module.objective.epochs, module.stream, module.segments_per_step
+            module.store, experts, module.objective.epochs, module.stream, range(module.segments_per_step)
         )
     return module
 

@@ -160,7 +160,7 @@ def test_segments_are_read_ahead_and_in_any_case_the_right_ones() -> None:
         read.append((step, index))
         return Segment(torch.tensor(step), torch.tensor(index))
 
-    reader = SegmentReader(one, per_step=2)
+    reader = SegmentReader(one, range(2))
     for step, index in ((0, 0), (0, 1), (1, 0), (7, 1), (8, 0)):
         assert reader.read(step, index) == Segment(torch.tensor(step), torch.tensor(index))
     assert read[:5] == [(0, 0), (0, 1), (1, 0), (1, 1), (7, 1)]  # each once, (1, 1) ahead and in vain
@@ -172,7 +172,7 @@ def test_an_error_while_reading_ahead_is_raised_at_its_segment() -> None:
             raise StoredFileError("damaged")
         return Segment(torch.tensor(step), torch.tensor(index))
 
-    reader = SegmentReader(one, per_step=1)
+    reader = SegmentReader(one, range(1))
     reader.read(0, 0)
     with pytest.raises(StoredFileError, match="damaged"):
         reader.read(1, 0)

@@ -24,7 +24,7 @@ from mim4dd_pl.callbacks.findings import (
     show,
     student_on,
 )
-from mim4dd_pl.callbacks.learned import data_of, find
+from mim4dd_pl.callbacks.learned import data_of, find, run_folder
 from mim4dd_pl.callbacks.tables import print_lines
 from mim4dd_pl.embedding import principal_components, tsne
 from mim4dd_pl.files import replacing
@@ -75,10 +75,13 @@ class Analysis(L.Callback):
         self.results: Path | None = None
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._analyse(cast(DistillationModule, pl_module), Path(trainer.log_dir or trainer.default_root_dir))
+        folder = run_folder(trainer)
+        if trainer.is_global_zero:
+            pl_module.to(trainer.strategy.root_device)  # Lightning has put it on the CPU
+            self._analyse(cast(DistillationModule, pl_module), folder)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.results is not None:
+        if self.results is not None and trainer.is_global_zero:
             self._analyse(cast(DistillationModule, pl_module), self.results)
 
     def _analyse(self, module: DistillationModule, parent: Path) -> None:

@@ -1,11 +1,12 @@
 """When a run keeps a checkpoint."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+
+from mim4dd_pl.callbacks.learned import run_folder
 
 
 class LastCheckpoint(Checkpoint):
@@ -52,4 +53,4 @@ class LastCheckpoint(Checkpoint):
     @staticmethod
     def save(trainer: L.Trainer) -> None:
         """Write ``last.ckpt`` now."""
-        trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "last.ckpt")

@@ -69,6 +69,7 @@ class ClosingTable(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._lap("distillation")
         _log.info("Training students for the closing table ...")
+        pl_module.to(trainer.strategy.root_device)  # Lightning has put it on the CPU
         module, export = cast(DistillationModule, pl_module), find(trainer, Export)
         run = Export.folder(trainer).parent
         learned = {which: read_distilled(run / "distilled" / which) for which in ("best", "last")}
@@ -79,6 +80,8 @@ class ClosingTable(L.Callback):
         self.scores = [*distilled, *self._others(module, learned["last"], names["last"])]
         self._lap("closing table")
         minutes = {stage: seconds / 60 for stage, seconds in self._seconds.items()}
+        if not trainer.is_global_zero:
+            return
         about = {
             "ranking": self._ranking(names["last"]),
             "minutes": minutes,
@@ -116,7 +119,7 @@ class ClosingTable(L.Callback):
         self.scores = [evaluation.latest, *self._others(module, distilled, DISTILLED)]
         ranking = self._ranking(DISTILLED)
         print_scores(self.scores, ranking)
-        if self.results is not None:
+        if self.results is not None and trainer.is_global_zero:
             write_scores(self.results, self.scores, {"ranking": ranking, **distilled.facts})
             print_lines({"results": self.results / "results.json"})
 

@@ -3,14 +3,13 @@
 import json
 import logging
 from collections import deque
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from torch import Tensor
 
 from mim4dd_pl.callbacks.evaluation import Evaluation
-from mim4dd_pl.callbacks.learned import data_of, random_real
+from mim4dd_pl.callbacks.learned import data_of, random_real, run_folder
 from mim4dd_pl.files import write_text
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.symptoms import SYMPTOMS, Values, image_distances, loss_course, window_length
@@ -134,5 +133,6 @@ class Diagnostics(L.Callback):
         return evaluation.validation_accuracy(module, students)
 
     def _write(self, trainer: L.Trainer) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        write_text(folder / "diagnostics.json", json.dumps(self.fired, indent=2) + "\n")
+        folder = run_folder(trainer)
+        if trainer.is_global_zero:
+            write_text(folder / "diagnostics.json", json.dumps(self.fired, indent=2) + "\n")

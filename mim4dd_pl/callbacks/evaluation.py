@@ -13,9 +13,10 @@ from mim4dd_pl.data.sets import Batch, Indexable
 from mim4dd_pl.derivatives import Derivatives, derivatives, worth_compiling
 from mim4dd_pl.evaluation import Classifiers, train_students
 from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.modules.share import added_up, own_share
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.population import Training
-from mim4dd_pl.scores import Score
+from mim4dd_pl.scores import Score, accuracies
 
 
 class Evaluation(L.Callback):
@@ -23,7 +24,8 @@ class Evaluation(L.Callback):
 
     Logs ``validation/accuracy`` and ``validation/accuracy_std`` (or ``test/...``), fractions in [0, 1]; the std is
     over students, with the n - 1 of a sample. Every evaluation trains the same students (same initialisations, order
-    and augmentation), so its course over a run shows the images and not the luck of the draw.
+    and augmentation), so its course over a run shows the images and not the luck of the draw. Processes share the
+    students.
 
     Args:
         training: How a student is trained.
@@ -93,10 +95,12 @@ class Evaluation(L.Callback):
         training: Training | None = None,
         network: FlatNetwork | None = None,
         learned_lr: float | None = None,
+        shared: bool = True,
     ) -> tuple[Classifiers, float]:
-        """The students of this evaluation, one on each of ``sets``, and the learning rate that was taken.
+        """This process's share of the students, one on each of ``sets``, and the learning rate that was taken.
 
-        With another ``training`` than the callback's own, that one's learning rate is.
+        All of them if they are not ``shared``. With another ``training`` than the callback's own, that one's learning
+        rate is.
         """
         network = module.network if network is None else network
         times = self.times(module.trainer) if network is module.network and training is None else 1
@@ -104,12 +108,13 @@ class Evaluation(L.Callback):
         training = training or self.training
         engine = self.derivatives_for(module, network, len(sets[0]), training, times)
         stream = module.stream.at("evaluation")
+        share = own_share(module.trainer, len(sets)) if shared else None
         best: tuple[float, Classifiers, float] | None = None
         for lr in candidates:
-            students = train_students(engine, sets, replace(training, lr=lr), stream, module.device)
+            students = train_students(engine, sets, replace(training, lr=lr), stream, module.device, share)
             if len(candidates) == 1:
                 return students, lr
-            accuracy = self.validation_accuracy(module, students)
+            accuracy = self.validation_accuracy(module, students, shared)
             if best is None or accuracy > best[0]:
                 best = accuracy, students, lr
         assert best is not None
@@ -131,7 +136,8 @@ class Evaluation(L.Callback):
         data = data_of(module)
         for batch in data.test.to(module.device).batches(data.evaluation_batch_size):
             students.update(batch)
-        return Score(trained_on, network.name, len(sets[0]), lr, students.confusion())
+        confusion = added_up(module.trainer, students.confusion())
+        return Score(trained_on, network.name, len(sets[0]), lr, confusion)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = cast(DistillationModule, pl_module)
@@ -165,7 +171,8 @@ class Evaluation(L.Callback):
         self._log("test", cast(DistillationModule, pl_module))
 
     def _log(self, stage: str, module: DistillationModule) -> None:
-        score = Score("distilled", module.network.name, self._images, self._lr, self._students.confusion())
+        confusion = added_up(module.trainer, self._students.confusion())
+        score = Score("distilled", module.network.name, self._images, self._lr, confusion)
         self.latest = score
         module.log(f"{stage}/accuracy", score.mean)
         module.log(f"{stage}/accuracy_std", score.std)
@@ -174,9 +181,13 @@ class Evaluation(L.Callback):
             print(f"{stage} accuracy {mean:.2f} +- {std:.2f} % ({len(score.confusion)} students)")
 
     @staticmethod
-    def validation_accuracy(module: DistillationModule, students: Classifiers) -> float:
-        """Mean accuracy of ``students`` on the validation images, none of which they have been shown yet."""
+    def validation_accuracy(module: DistillationModule, students: Classifiers, shared: bool = True) -> float:
+        """Mean accuracy of ``students`` on the validation images, none of which they have been shown yet.
+
+        Of those of all processes if they are ``shared``.
+        """
         data = data_of(module)
         for batch in data.validation.to(module.device).batches(data.evaluation_batch_size):
             students.update(batch)
-        return float(students.accuracies().mean())
+        confusion = students.confusion()
+        return float(accuracies(added_up(module.trainer, confusion) if shared else confusion).mean())

@@ -7,7 +7,7 @@ import lightning as L
 
 from mim4dd_pl.artefact import write_distilled
 from mim4dd_pl.callbacks.evaluation import Evaluation
-from mim4dd_pl.callbacks.learned import learned_set
+from mim4dd_pl.callbacks.learned import learned_set, run_folder
 from mim4dd_pl.files import restore
 from mim4dd_pl.modules import DistillationModule
 
@@ -28,13 +28,14 @@ class Export(L.Callback):
 
     @staticmethod
     def folder(trainer: L.Trainer) -> Path:
-        """Where a run's artefacts are."""
-        return Path(trainer.log_dir or trainer.default_root_dir) / "distilled"
+        """Where a run's artefacts are; to be asked for in all processes."""
+        return run_folder(trainer) / "distilled"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         best = self.folder(trainer) / "best"
-        restore(best)
-        if not best.exists():
+        if trainer.is_global_zero:
+            restore(best)
+        if not trainer.strategy.broadcast(best.exists()):
             # A checkpoint that was moved away from its run: the best of this folder is still to come.
             self.best_accuracy = float("-inf")
 
@@ -49,10 +50,14 @@ class Export(L.Callback):
             validation_accuracy=f"{accuracy:.4f} +- {std:.4f}",
             students=repr(next(c.training for c in trainer.callbacks if isinstance(c, Evaluation))),  # type: ignore[attr-defined]
         )
-        write_distilled(self.folder(trainer) / "last", distilled, self.tensors)
+        names = ["last"]
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_step = accuracy, trainer.global_step
-            write_distilled(self.folder(trainer) / "best", distilled, self.tensors)
+            names.append("best")
+        folder = self.folder(trainer)
+        if trainer.is_global_zero:
+            for name in names:
+                write_distilled(folder / name, distilled, self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_accuracy": self.best_accuracy, "best_step": self.best_step}

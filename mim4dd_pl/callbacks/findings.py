@@ -51,7 +51,7 @@ def first_expert(module: DistillationModule) -> Features | None:
 
 def student_on(module: DistillationModule, images: InMemory, learned_lr: float | None = None) -> Features:
     """The first student of the run's evaluation, trained on ``images``."""
-    students, _ = find(module.trainer, Evaluation).train_students(module, [images], learned_lr=learned_lr)
+    students, _ = find(module.trainer, Evaluation).train_students(module, [images], learned_lr=learned_lr, shared=False)
     return Features(students.network, students.parameters[0], students.statistics[0])
 
 

@@ -1,5 +1,6 @@
 """What callbacks work on: the synthetic set as it stands, the data, random real images, and each other."""
 
+from pathlib import Path
 from typing import TypeVar, cast
 
 import lightning as L
@@ -49,6 +50,11 @@ def learned_set(module: DistillationModule, **facts: object) -> Distilled:
             versions=f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, lightning {L.__version__}",
         ),
     )
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """The folder of the run; only process 0 may write there. To be called in all processes, which it tells."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def find(trainer: L.Trainer, kind: type[_C]) -> _C:

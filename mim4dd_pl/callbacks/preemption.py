@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from mim4dd_pl.callbacks.checkpoint import LastCheckpoint
@@ -20,41 +21,51 @@ class Preemption(Checkpoint):
     has kept the steps. A second signal ends it at once everywhere, and so does a first one in a run without
     LastCheckpoint, where this is no callback of the Trainer. It is a Checkpoint so that Lightning calls it last.
 
+    Of several processes one that is asked suffices: they agree after every step.
+
     Raises:
         Stopped: In the main thread, with the number of the signal.
     """
 
     def __init__(self) -> None:
         self._stepping = False
-        self._pending: int | None = None
+        self._received = 0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if not self._stepping or self._pending is not None:
+        if not self._stepping or self._received:
             raise Stopped(number)
-        self._pending = number
+        self._received = number
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stepping = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if number := self._agreed(trainer):
+            if trainer.global_step < trainer.max_steps:
+                LastCheckpoint.save(trainer)
+            raise Stopped(number)
         self._stepping = not LastCheckpoint.validation_follows(trainer)
-        if self._pending is not None and trainer.global_step < trainer.max_steps:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, LastCheckpoint):
-                    callback.save(trainer)
-        self._stop_if_asked()
+        self._stop_unless_stepping()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stepping = trainer.state.fn == "fit"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stepping = False
-        self._stop_if_asked()
+        self._stop_unless_stepping()
 
-    def _stop_if_asked(self) -> None:
-        if self._pending is not None:
-            raise Stopped(self._pending)
+    def _agreed(self, trainer: L.Trainer) -> int:
+        """The highest number that a process has received, 0 for none."""
+        if trainer.world_size == 1:
+            return self._received
+        received = torch.tensor(self._received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))
+
+    def _stop_unless_stepping(self) -> None:
+        """Of a signal since the processes agreed to go on."""
+        if self._received and not self._stepping:
+            raise Stopped(self._received)
 
 
 @contextmanager

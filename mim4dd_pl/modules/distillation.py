@@ -7,19 +7,22 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mim4dd_pl.clipping import Clip, FixedClip
 from mim4dd_pl.data import Batch, ImageDataModule, ImageSet
 from mim4dd_pl.derivatives import Compile, Derivatives, derivatives, worth_compiling
+from mim4dd_pl.errors import UserError
 from mim4dd_pl.evaluation import calibrated
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
-from mim4dd_pl.modules.gradients import Gradients, information_batch, log_values, segment_gradients
+from mim4dd_pl.modules.gradients import Gradients, gathered, information_batch, log_values, segment_gradients
 from mim4dd_pl.modules.guards import Skips, all_finite
 from mim4dd_pl.modules.optimization import OuterOptimizer, keep_settings, outer_optimizers, set_gradients
 from mim4dd_pl.modules.optimization import step as step_all
 from mim4dd_pl.modules.segments import SegmentDraw
 from mim4dd_pl.modules.settings import check_experts, check_information, check_steps
+from mim4dd_pl.modules.share import in_order, own_share
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 from mim4dd_pl.objectives import Objective, Scene
 from mim4dd_pl.population import Experts, at_once
@@ -44,6 +47,8 @@ class DistillationModule(L.LightningModule):
     critic by Adam.
 
     Every random number is drawn from (seed, purpose, step, segment), so a resumed run repeats the uninterrupted one.
+    Of W processes each computes every W-th segment; all of them add up the gradients in the order of the segments, and
+    make the same step. On CPUs, where segments are computed one by one, their number changes no bit of it.
 
     Args:
         network: Builds the architecture from (image_shape, num_classes).
@@ -65,7 +70,7 @@ class DistillationModule(L.LightningModule):
             clipped by default.
         image_average: Decay of a moving average of the images, which is evaluated and kept in their place; none by
             default.
-        segments_per_step: Segments whose gradients are averaged in a step.
+        segments_per_step: Segments whose gradients are averaged in a step; a multiple of the processes.
         compile: Compile the steps of experts, students and inner loop: ``auto`` where a run is long enough to pay for
             it, ``true`` or ``false``.
         seed: Of the whole distillation.
@@ -138,6 +143,17 @@ class DistillationModule(L.LightningModule):
         empty = torch.empty(segments_per_step, self.network.num_parameters)
         self.register_buffer("segment_start", empty, persistent=False)
         self.register_buffer("segment_target", empty.clone(), persistent=False)
+        # Each process fills them for itself; they would be sent around before every step.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ["segment_start", "segment_target"])
+        self._share = range(segments_per_step)
+
+    def check_processes(self, count: int) -> None:
+        """Refuse segments that so many processes cannot share equally."""
+        if self.segments_per_step % count:
+            raise UserError(
+                f"model.segments_per_step must be a multiple of the {count} processes, got {self.segments_per_step}: "
+                f"set it to {count}, or trainer.devices and trainer.num_nodes to less."
+            )
 
     # --- before the first step
 
@@ -178,14 +194,15 @@ class DistillationModule(L.LightningModule):
     def on_fit_start(self) -> None:
         data = cast(ImageDataModule, self._data)
         self.real = data.train.to(self.device)
+        self._share = own_share(self.trainer, self.segments_per_step)
         if (read := self.objective.epochs) is not None:
             if self.experts.missing(self.store):
                 if (epochs := self.experts.training.epochs) > read.last:
                     _log.info("Experts get %d epochs, segments read %d of them.", epochs, read.last)
-                training = ExpertTrainer(self.experts, self.store, self.network, data, self.device, self.compiles)
+                training = ExpertTrainer(self.experts, self.store, self.network, data, self.trainer, self.compiles)
                 while training.train_some():
                     pass
-            self.segments = SegmentDraw(self.store, self.experts, read, self.stream, self.segments_per_step)
+            self.segments = SegmentDraw(self.store, self.experts, read, self.stream, self._share)
         if self.soft_labels is not None and self._loaded_step is None:
             self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.images)))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
@@ -263,9 +280,13 @@ class DistillationModule(L.LightningModule):
 
     def mean_gradients(self, step: int) -> Gradients:
         """Mean over the segments of a step."""
-        groups = torch.arange(self.segments_per_step).split(at_once(self.device))
-        sums = [self._segment_gradients(step, group.tolist()) for group in groups]
-        return Gradients(*(torch.stack(parts).sum(0) / self.segments_per_step for parts in zip(*sums, strict=True)))
+        size = at_once(self.device)
+        groups = [self._share[start : start + size] for start in range(0, len(self._share), size)]
+        sums = [self._segment_gradients(step, group) for group in groups]
+        rows = Gradients(*(torch.stack(parts) for parts in zip(*sums, strict=True)))
+        if len(self._share) < self.segments_per_step:
+            rows = gathered(rows, lambda own: in_order(self.trainer, own))
+        return Gradients(*(part.sum(0) / self.segments_per_step for part in rows))
 
     def _segment_gradients(self, step: int, indices: Sequence[int]) -> Gradients:
         """The sum over some segments of a step, computed together."""
@@ -285,12 +306,11 @@ class DistillationModule(L.LightningModule):
     def _load_segments(self, step: int, indices: Sequence[int]) -> Segment | None:
         if self.segments is None:
             return None
-        for index in indices:
+        for row, index in enumerate(indices):
             segment = self.segments.read(step, index)
-            self.segment_start[index].copy_(segment.start)
-            self.segment_target[index].copy_(segment.target)
-        rows = slice(indices[0], indices[-1] + 1)
-        return Segment(self.segment_start[rows], self.segment_target[rows])
+            self.segment_start[row].copy_(segment.start)
+            self.segment_target[row].copy_(segment.target)
+        return Segment(self.segment_start[: len(indices)], self.segment_target[: len(indices)])
 
     # --- evaluation
 

@@ -1,22 +1,29 @@
 """Experts as a job of their own, and on the way to a distillation."""
 
 import logging
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import lightning as L
 import torch
+from torch import Tensor, nn
 
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.derivatives import Compile
-from mim4dd_pl.errors import DivergenceError
+from mim4dd_pl.errors import DivergenceError, StoredFileError
 from mim4dd_pl.evaluation import Classifiers, calibrated
+from mim4dd_pl.modules.share import added_up, own_share
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 from mim4dd_pl.population import Experts, at_once
 from mim4dd_pl.shapes import ImageShape
 from mim4dd_pl.trajectories import TrajectoryStore
 
 _log = logging.getLogger(__name__)
+
+_PATIENCE = 60.0
+"""Seconds until what one node has written must be seen by the others."""
 
 
 def open_store(experts: Experts, network: FlatNetwork, data: ImageDataModule) -> TrajectoryStore:
@@ -27,12 +34,14 @@ def open_store(experts: Experts, network: FlatNetwork, data: ImageDataModule) ->
 class ExpertTrainer:
     """Trains the experts that a store lacks, as many at once as the device takes, and keeps each when it is finished.
 
+    Processes share the experts, and the folder in which they are kept.
+
     Args:
         experts: Their recipe.
         store: Where they are kept.
         network: Their architecture.
         data: What they are trained on.
-        device: Where.
+        trainer: Whose device, and whose processes.
         compile: Whether to compile their steps.
     """
 
@@ -42,26 +51,37 @@ class ExpertTrainer:
         store: TrajectoryStore,
         network: FlatNetwork,
         data: ImageDataModule,
-        device: torch.device,
+        trainer: L.Trainer,
         compile: Compile,
     ) -> None:
-        self.experts, self.store, self.data, self.device = experts, store, data, device
-        self.images = data.train.to(device)
-        self.derivatives = experts.derivatives(network, self.images, compile, device)
+        self.experts, self.store, self.data, self.trainer = experts, store, data, trainer
+        self.device = trainer.strategy.root_device
+        self.images = data.train.to(self.device)
+        self.derivatives = experts.derivatives(network, self.images, compile, self.device)
 
     def train_some(self) -> list[float]:
         """Train the next ones; returns their accuracies on the validation images, none if no expert is missing."""
-        numbers = self.experts.missing(self.store)[: at_once(self.device)]
+        numbers = self.experts.missing(self.store)[: at_once(self.device) * self.trainer.world_size]
         if not numbers:
             return []
+        share = own_share(self.trainer, len(numbers))
+        outcome = torch.zeros(len(numbers))
+        if share:
+            outcome[list(share)] = self._train([numbers[place] for place in share])
+        outcome = added_up(self.trainer, outcome)
+        if diverged := [expert for expert, accuracy in zip(numbers, outcome, strict=True) if accuracy.isnan()]:
+            raise DivergenceError(f"Expert {diverged[0] + 1} diverged: lower model.experts.training.lr.")
+        self._await(numbers)
+        accuracies: list[float] = outcome.tolist()
+        for expert, accuracy in zip(numbers, accuracies, strict=True):
+            _log.info(
+                "expert %d of %d: validation accuracy %.1f %%", expert + 1, self.experts.num_experts, 100 * accuracy
+            )
+        return accuracies
+
+    def _train(self, numbers: Sequence[int]) -> Tensor:
+        """Train these and keep them; their accuracies, NaN for one that diverged."""
         trajectories = self.experts.train(numbers, self.derivatives, self.images, self.device)
-        diverged = [not bool(torch.isfinite(trajectory).all()) for trajectory in trajectories]
-        for expert, trajectory, lost in zip(numbers, trajectories, diverged, strict=True):
-            if not lost:
-                self.store.add(expert, trajectory)
-        if any(diverged):
-            first = numbers[diverged.index(True)]
-            raise DivergenceError(f"Expert {first + 1} diverged: lower model.experts.training.lr.")
         network, size = self.derivatives.network, self.experts.training.batch_size
         trained = list(trajectories[:, -1].to(self.device))
         classifiers = Classifiers(
@@ -69,12 +89,23 @@ class ExpertTrainer:
         )
         for batch in self.data.validation.to(self.device).batches(self.data.evaluation_batch_size):
             classifiers.update(batch)
-        accuracies: list[float] = classifiers.accuracies().tolist()
-        for expert, accuracy in zip(numbers, accuracies, strict=True):
-            _log.info(
-                "expert %d of %d: validation accuracy %.1f %%", expert + 1, self.experts.num_experts, 100 * accuracy
-            )
-        return accuracies
+        finite = torch.stack([trajectory.isfinite().all() for trajectory in trajectories])
+        for expert, trajectory, whole in zip(numbers, trajectories, finite, strict=True):
+            if whole:
+                self.store.add(expert, trajectory)
+        return torch.where(finite, classifiers.accuracies(), torch.nan)
+
+    def _await(self, numbers: Sequence[int]) -> None:
+        """See what the other processes have kept; a network file system may show it late."""
+        deadline = time.monotonic() + _PATIENCE
+        while not set(numbers) <= set(self.store.finished):
+            time.sleep(0.1)
+            self.store.refresh()
+            if time.monotonic() > deadline:
+                raise StoredFileError(
+                    f"Experts of other processes do not appear in {self.store.root}: all nodes must share "
+                    "model.experts.root."
+                )
 
 
 class ExpertModule(L.LightningModule):
@@ -103,6 +134,7 @@ class ExpertModule(L.LightningModule):
         self.network = FlatNetwork(network, image_shape, num_classes)
         self.experts = experts
         self.compiles: Compile = compile  # Module.compile is a method
+        self.unused = nn.Parameter(torch.zeros(()))  # DistributedDataParallel takes no module without one
 
     def setup(self, stage: str) -> None:
         self.attach(cast(ImageDataModule, self.trainer.datamodule))  # type: ignore[attr-defined]
@@ -117,7 +149,7 @@ class ExpertModule(L.LightningModule):
             _log.info("All %d experts are in %s already.", self.experts.num_experts, self.experts.root)
             self.trainer.should_stop = True
             return
-        self._training = ExpertTrainer(self.experts, self.store, self.network, self.data, self.device, self.compiles)
+        self._training = ExpertTrainer(self.experts, self.store, self.network, self.data, self.trainer, self.compiles)
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         if accuracies := self._training.train_some():

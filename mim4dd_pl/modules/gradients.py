@@ -1,6 +1,6 @@
 """What the segments of an outer step contribute to it: gradients of the host and of the information term."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,21 @@ class Gradients(NamedTuple):
     information_images: Tensor  # (S, c, h, w)
     information_lr: Tensor  # ()
     information_parameters: Tensor  # all parameters of heads and critic, one vector
+
+
+def gathered(gradients: Gradients, gather: Callable[[Tensor], Tensor]) -> Gradients:
+    """Rows of gradients with those of other processes between them; one message carries all fields.
+
+    Args:
+        gradients: Each field with a leading dimension of n rows.
+        gather: Turns (n, L) into (N, L).
+    """
+    widths = [part[0].numel() for part in gradients]
+    flat = [part.reshape(-1, width) if width else part for part, width in zip(gradients, widths, strict=True)]
+    parts = gather(torch.cat(flat, 1)).split(widths, 1)
+    # Contiguous, as one process has them: the order of a sum may depend on it.
+    shaped = (part.reshape(len(part), *own.shape[1:]) for part, own in zip(parts, gradients, strict=True))
+    return Gradients(*(part.contiguous() for part in shaped))
 
 
 def segment_gradients(

@@ -16,12 +16,14 @@ class SegmentDraw:
         experts: How many of them there are.
         epochs: Which of their epochs.
         stream: Decides; the node of a segment is ("segment", step, index, "expert").
-        per_step: Segments of a step.
+        numbers: Of the segments of a step that are read here.
     """
 
-    def __init__(self, store: TrajectoryStore, experts: Experts, epochs: Epochs, stream: Stream, per_step: int) -> None:
+    def __init__(
+        self, store: TrajectoryStore, experts: Experts, epochs: Epochs, stream: Stream, numbers: range
+    ) -> None:
         self._store, self._experts, self._epochs, self._stream = store, experts, epochs, stream
-        self._reader = SegmentReader(self.draw, per_step)
+        self._reader = SegmentReader(self.draw, numbers)
 
     def draw(self, step: int, index: int) -> Segment:
         """Segment ``index`` of ``step``, each of its parts of shape (P,)."""
