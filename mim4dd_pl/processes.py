@@ -75,10 +75,8 @@ def run_all(arguments: Sequence[str], launch: Launch) -> int:
         return failed.code
     if -failed.code not in received:
         name = signal.Signals(-failed.code).name
-        text = (
-            f"Process {failed.process} was killed by {name}; a run that has a checkpoint goes on with --ckpt_path last"
-        )
-        fail(text, 0)
+        remedy = "a run that has a checkpoint goes on with --ckpt_path last"
+        fail(f"Process {failed.process} was killed by {name}; {remedy}.", LOST_PEER)
     return 128 - failed.code
 
 

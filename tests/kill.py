@@ -16,20 +16,35 @@ class KillAt(L.Callback):
             follows the step; ``save``: when the step's checkpoint is on the disk under its temporary name;
             ``expert``: the same for the trajectory of an expert.
         signal: Number of the signal; 9 is SIGKILL.
+        process: Number of the process that dies, among several.
+        parent: Its parent dies, and not itself.
     """
 
-    def __init__(self, step: int, moment: Literal["step", "validation", "save", "expert"], signal: int = 9) -> None:
+    def __init__(
+        self,
+        step: int,
+        moment: Literal["step", "validation", "save", "expert"],
+        signal: int = 9,
+        process: int = 0,
+        parent: bool = False,
+    ) -> None:
         self.step = step
         self.moment = moment
         self.signal = signal
+        self.process = process
+        self.parent = parent
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.moment == "step" and trainer.global_step == self.step:
-            os.kill(os.getpid(), self.signal)
+        if self.moment == "step":
+            self._kill(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.moment == "validation" and trainer.global_step == self.step:
-            os.kill(os.getpid(), self.signal)
+        if self.moment == "validation":
+            self._kill(trainer)
+
+    def _kill(self, trainer: L.Trainer) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.process):
+            os.kill(os.getppid() if self.parent else os.getpid(), self.signal)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.moment == "save" and trainer.global_step == self.step:

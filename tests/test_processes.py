@@ -1,0 +1,132 @@
+"""Several processes: the same bits as one, and one end for all."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import lightning as L
+import pytest
+import torch
+
+from mim4dd_pl.cli import main
+from mim4dd_pl.modules.gradients import Gradients, gathered
+from mim4dd_pl.modules.share import own_share
+from mim4dd_pl.randomness import Stream
+from tests.conftest import CONFIGS, ROOT, randn
+
+RECIPE = [
+    *("-c", str(CONFIGS / "distill/digits.yaml")),
+    *("-c", str(CONFIGS / "with/mutual_information.yaml")),
+    *("-c", str(CONFIGS / "with/smoke.yaml")),
+    "--model.segments_per_step=4",
+    "--model.experts.num_experts=3",  # one process has one more than the other
+    "--trainer.accelerator=cpu",
+    "--trainer.max_steps=20",
+    "--trainer.val_check_interval=10",
+    "--trainer.callbacks",
+    """[{class_path: Evaluation, init_args: {num_students: 3, training: {epochs: 3}}},
+        {class_path: Export}, {class_path: LastCheckpoint, init_args: {every_n_steps: 5}}]""",
+]
+
+
+def command(word: str, folder: Path, processes: int) -> list[str]:
+    places = [f"--trainer.logger.init_args.save_dir={folder}", f"--model.experts.root={folder}/experts"]
+    return [word, *RECIPE, *places, f"--trainer.devices={processes}"]
+
+
+def killed_at(step: int, number: int, process: int = 0, parent: bool = False) -> list[str]:
+    settings = f"step: {step}, moment: step, signal: {number}, process: {process}, parent: {str(parent).lower()}"
+    return ["--trainer.callbacks+", f"{{class_path: tests.kill.KillAt, init_args: {{{settings}}}}}"]
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """Images, student learning rate, heads and their optimisers."""
+    checkpoint = torch.load(folder / "digits/version_0/checkpoints/last.ckpt", weights_only=True)
+    return {
+        "weights": checkpoint["state_dict"],
+        "optimizers": [each["state"] for each in checkpoint["optimizer_states"]],
+    }
+
+
+def run(arguments: list[str], timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+    program = [sys.executable, "-m", "mim4dd_pl", *arguments]
+    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def left_over(folder: Path) -> list[str]:
+    """Command lines of processes that work in this folder."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_text().replace("\0", " ")
+        except OSError:
+            continue
+        if str(folder) in line:
+            lines.append(line)
+    return lines
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert main(command("fit", folder, 1)) == 0
+    return folder
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_change_no_bit_of_images_lr_and_heads(processes: int, alone: Path, tmp_path: Path) -> None:
+    assert main(command("fit", tmp_path, processes)) == 0
+    torch.testing.assert_close(weights(tmp_path), weights(alone), rtol=0, atol=0)
+
+
+def test_processes_change_no_digit_of_a_validation(alone: Path) -> None:
+    one, two = (run([*command("validate", alone, processes), "--ckpt_path=last"]) for processes in (1, 2))
+    assert re.fullmatch(r"validation accuracy \d+\.\d\d \+- \d+\.\d\d % \(3 students\)\n", one.stdout)
+    assert (two.stdout, two.stderr) == (one.stdout, "")
+
+
+def test_one_process_that_is_killed_ends_them_all_with_one_message(alone: Path, tmp_path: Path) -> None:
+    ended = run([*command("fit", tmp_path, 2), *killed_at(7, signal.SIGKILL, process=1)], timeout=60)
+    assert ended.returncode == 128 + signal.SIGKILL
+    assert "mim4dd: error: Process 1 was killed by SIGKILL; a run that has a checkpoint goes on" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not left_over(tmp_path)
+
+
+def test_terminated_processes_keep_their_step_and_go_on_as_if_nothing_had_been(alone: Path, tmp_path: Path) -> None:
+    arguments = command("fit", tmp_path, 2)
+    ended = run([*arguments, *killed_at(7, signal.SIGTERM, parent=True)])
+    assert ended.returncode == 143
+    assert ended.stderr == "mim4dd: terminated; a run that has a checkpoint goes on with --ckpt_path last\n"
+    kept = torch.load(tmp_path / "digits/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert kept["global_step"] in (8, 9)  # the signal takes a moment to come back
+    assert main([*arguments, "--ckpt_path=last"]) == 0
+    torch.testing.assert_close(weights(tmp_path), weights(alone), rtol=0, atol=0)
+
+
+def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    ended = run([*command("fit", tmp_path, 2), "--trainer.max_steps=4000", *killed_at(3, signal.SIGKILL, parent=True)])
+    assert ended.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while left_over(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left_over(tmp_path)
+
+
+def test_each_number_belongs_to_one_process() -> None:
+    shares = [own_share(cast(L.Trainer, SimpleNamespace(global_rank=rank, world_size=3)), 8) for rank in range(3)]
+    assert [list(share) for share in shares] == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_one_message_carries_all_fields(stream: Stream) -> None:
+    shapes = [(), (3, 1, 2, 2), (), (0,), (), (2,), (3, 1, 2, 2), (), (5,)]
+    own = Gradients(*(randn(stream.at("own", number), 2, *shape) for number, shape in enumerate(shapes)))
+    both = gathered(own, lambda rows: torch.stack([rows, 2 * rows], 1).flatten(0, 1))
+    for mine, all_rows in zip(own, both, strict=True):
+        assert torch.equal(all_rows, torch.stack([mine, 2 * mine], 1).flatten(0, 1))
