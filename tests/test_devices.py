@@ -4,10 +4,12 @@ Tests over ``device`` run on the CPU everywhere and on CUDA where there is a dev
 fake CUDA tensors, which have a device and no data, find what is mixed; they go forward only.
 """
 
+import json
 import threading
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mim4dd_pl.augment import DSA, OPERATIONS
+from mim4dd_pl.cli import main
 from mim4dd_pl.critics import ClassMeanCritic, Critic, InfoNCECritic
 from mim4dd_pl.data import ImageSet, InMemory
 from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives, Sweep
@@ -27,16 +30,13 @@ from mim4dd_pl.optimizers import SGD, Adam, InnerOptimizer, Momentum
 from mim4dd_pl.population import Training, train
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
-from tests.conftest import randn
+from tests.conftest import CONFIGS, randn, tiny_overlay
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 BATCH = 5
 
-on_every_device = pytest.mark.parametrize(
-    "device",
-    [CPU, pytest.param(CUDA, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))],
-    ids=["cpu", "cuda"],
-)
+NEEDS_CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+on_every_device = pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=NEEDS_CUDA)], ids=["cpu", "cuda"])
 
 
 # --- the same numbers by every way
@@ -148,6 +148,7 @@ def test_memory_of_an_exact_unroll_grows_by_its_parameters_alone(wide: FlatNetwo
     assert kept(30) - kept(10) == 20 * 4 * wide.num_parameters
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_peak_on_a_cuda_device_is_flat_in_the_number_of_steps(wide: FlatNetwork) -> None:
     def peak(steps: int) -> int:
@@ -173,6 +174,28 @@ def test_the_compilers_limit_holds_in_every_thread(wide: FlatNetwork, monkeypatc
     thread.start()
     thread.join()
     assert limits[0] >= 256
+
+
+@on_every_device
+def test_a_run_goes_from_nothing_to_its_table(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts, two segments a step with the term, students; compiled and captured on CUDA."""
+    monkeypatch.chdir(tmp_path)
+    tiny_overlay(tmp_path / "tiny.yaml", steps=2)
+    on_cuda = device.type == "cuda"
+    overlays = [CONFIGS / "with/mutual_information.yaml", tmp_path / "tiny.yaml"]
+    settings = [
+        f"--trainer.accelerator={'gpu' if on_cuda else 'cpu'}",
+        f"--model.compile={'true' if on_cuda else 'false'}",
+        "--model.segments_per_step=2",
+    ]
+    recipe = [f"--config={path}" for path in (CONFIGS / "distill/digits.yaml", *overlays)]
+    assert main(["fit", *recipe, *settings]) == 0
+    results = json.loads((tmp_path / "checkpoints/digits/version_0/results.json").read_text())
+    assert results["machine"].endswith(torch.cuda.get_device_name() if on_cuda else ", cpu")
+    assert 0 < results["peak_memory_gib"] < 64
+    assert results["test"][0]["trained_on"].startswith("distilled")
 
 
 # --- nothing stays behind on the CPU
