@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 import mim4dd_pl
-from mim4dd_pl.machine import device_name, peak_memory
+from mim4dd_pl.machine import allow_tf32, device_name, peak_memory
 from mim4dd_pl.memory import keep_freed_memory
 
 Run = Callable[[], object]
@@ -58,6 +58,7 @@ def serve(options: argparse.Namespace, build: Callable[..., Run]) -> bool:
         return False
     settings = json.loads(options.worker)
     torch.set_num_threads(options.threads)
+    allow_tf32(False)  # as the program by default
     if settings.pop("keep", False):
         keep_freed_memory()
     run = build(device=torch.device(options.device), **settings)

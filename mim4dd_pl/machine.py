@@ -1,4 +1,4 @@
-"""Where a number was measured: the device, what it holds and what a process has taken of it."""
+"""Where a number is made: the device, how it multiplies, what it holds and what a process has taken of it."""
 
 import os
 import platform
@@ -6,6 +6,11 @@ import resource
 import sys
 
 import torch
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may multiply float32 with 10 bits of mantissa; by default torch lets convolutions do so."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def device_name(device: torch.device) -> str:
