@@ -127,7 +127,11 @@ def test_results_of_a_call_outlive_the_next_call(
 
 
 @on_every_device
-def test_a_population_of_three_is_three_single_trainings(network: FlatNetwork, device: torch.device) -> None:
+@pytest.mark.parametrize("compiles", [False, True], ids=["plain", "compiled"])
+def test_a_population_of_three_is_three_single_trainings(
+    network: FlatNetwork, device: torch.device, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = compiled(network, device, monkeypatch) if compiles else Derivatives(network)
     streams = [Stream(number) for number in range(3)]
     theta = torch.stack([network.initial(stream) for stream in streams]).double().to(device)
     data = InMemory(randn(Stream(9), 12, 1, 4, 4).to(device), (torch.arange(12) % 3).to(device))
@@ -135,7 +139,7 @@ def test_a_population_of_three_is_three_single_trainings(network: FlatNetwork, d
 
     def trained(rows: slice) -> Tensor:
         chosen = streams[rows]
-        (last,) = deque(train(Derivatives(network), theta[rows], [data] * len(chosen), training, chosen), maxlen=1)
+        (last,) = deque(train(engine, theta[rows], [data] * len(chosen), training, chosen), maxlen=1)
         return last
 
     alone = torch.cat([trained(slice(k, k + 1)) for k in range(3)])
