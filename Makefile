@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MINUTES ?= 30
 
-.PHONY: help demo test lint types tests format bench bench-gpu clean
+.PHONY: help demo test lint types tests format bench bench-gpu gpu clean
 
 help:  ## List these words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +38,12 @@ bench-gpu: $(VENV)/.installed  ## The same on a CUDA device
 	$(BIN)/python -m benchmarks.experts --device cuda --networks 10
 	$(BIN)/python -m benchmarks.evaluation --device cuda --networks 5
 	$(BIN)/python -m benchmarks.information --device cuda
+
+gpu: $(VENV)/.installed-test  ## On a CUDA device: its tests, bench-gpu, then rows of the table for MINUTES=30
+	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu needs a CUDA device')"
+	$(BIN)/python -m pytest -m gpu -n 0 -rs tests
+	$(MAKE) bench-gpu
+	$(BIN)/python -m benchmarks.table --minutes $(MINUTES)
 
 clean:  ## Remove the environment and caches; checkpoints stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -20,13 +20,17 @@ from typing import Any, NamedTuple
 import torch
 
 import mim4dd_pl
+from mim4dd_pl.machine import allow_tf32, device_name, peak_memory
 from mim4dd_pl.memory import keep_freed_memory
 
 Run = Callable[[], object]
 
 
 class Measured(NamedTuple):
-    """Seconds of each run, and MiB that a run adds at its peak to what the process holds between runs."""
+    """Seconds of each run, and MiB that a run adds at its peak to what the process holds between runs.
+
+    On a CUDA device it is all that the process has reserved at most, as graphs keep theirs between runs.
+    """
 
     seconds: list[float]
     mebibytes: float
@@ -54,6 +58,7 @@ def serve(options: argparse.Namespace, build: Callable[..., Run]) -> bool:
         return False
     settings = json.loads(options.worker)
     torch.set_num_threads(options.threads)
+    allow_tf32(False)  # as the program by default
     if settings.pop("keep", False):
         keep_freed_memory()
     run = build(device=torch.device(options.device), **settings)
@@ -95,7 +100,7 @@ def measure(module: str, options: argparse.Namespace, variants: Sequence[dict[st
 
 def machine(options: argparse.Namespace) -> str:
     """What a row must say of where it was measured."""
-    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
+    device = f"{platform.machine()}, {device_name(torch.device(options.device))}"
     return (
         f"{time.strftime('%Y-%m-%d')}, version {mim4dd_pl.__version__}, torch {torch.__version__}, {device}, "
         f"{options.threads} threads, {options.rounds} interleaved rounds, median +- std"
@@ -132,10 +137,8 @@ def _timed(run: Run, device: str) -> float:
 
 def _peak(run: Run, device: str) -> float:
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         run()
-        return float(torch.cuda.max_memory_allocated() - before) / 2**20
+        return 1024 * peak_memory(torch.device(device))
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -76,10 +76,8 @@ class Crop(Operation):
     def __call__(self, images: Tensor, parameters: Tensor) -> Tensor:
         batch, _, height, width = images.shape
         reach_y, reach_x = int(height * self.ratio + 0.5), int(width * self.ratio + 0.5)
-        reach = torch.tensor([2 * reach_y + 1, 2 * reach_x + 1], device=images.device)
-        offset = (parameters * reach).long()
-        rows = offset[:, :1] + torch.arange(height, device=images.device)
-        columns = offset[:, 1:] + torch.arange(width, device=images.device)
+        rows = (parameters[:, :1] * (2 * reach_y + 1)).long() + torch.arange(height, device=images.device)
+        columns = (parameters[:, 1:] * (2 * reach_x + 1)).long() + torch.arange(width, device=images.device)
         padded = pad(images, (reach_x, reach_x, reach_y, reach_y))
         which = torch.arange(batch, device=images.device)[:, None, None]
         return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -192,12 +190,13 @@ class DSA:
     def __call__(self, images: Tensor, stream: Stream) -> Tensor:
         """Augmented ``images``, (B, c, h, w), as ``stream`` decides: the same stream gives the same augmentation."""
         operation, parameters = self._draw(len(images), stream)
-        return operation(images, parameters.to(images))
+        # Not to wait for the device in every inner step.
+        return operation(images, parameters.to(images, non_blocking=True))
 
     def siamese(self, images: Tensor, stream: Stream) -> Tensor:
         """The same with one draw of parameters for all images: batches of one stream are augmented alike."""
         operation, parameters = self._draw(1, stream)
-        return operation(images, parameters.expand(len(images), -1).to(images))
+        return operation(images, parameters.to(images, non_blocking=True).expand(len(images), -1))
 
     def _draw(self, count: int, stream: Stream) -> tuple[Operation, Tensor]:
         generator = stream.generator()

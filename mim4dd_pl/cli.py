@@ -36,6 +36,7 @@ from mim4dd_pl.callbacks import (
 )
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import Stopped, StoredFileError, UserError
+from mim4dd_pl.machine import allow_tf32
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.processes import LOST_PEER, Launch, end_with_parent, lost_peer, run_all
@@ -173,7 +174,7 @@ class DistillationCLI(LightningCLI):
         torch.set_num_threads(config.threads)
         if config.keep_freed_memory:
             keep_freed_memory()
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        allow_tf32(config.tf32)
         if self.subcommand in ("fit", "check"):
             check_trainer(config.trainer, distills=config.model.class_path.endswith("DistillationModule"))
         check_strategy(config.trainer)

@@ -31,6 +31,8 @@ _WORTH_COMPILING = 25.0
 """Seconds of plain work for each layer with parameters, as :meth:`Work.seconds` estimates them, from which compiling
 pays for itself: it takes one to two minutes for the 7 layers of ConvNetD3, and five to nine for the 41 of ResNet18."""
 
+_VARIANTS = 256
+
 
 class Sweep(NamedTuple):
     """s = <g, u> of each network (K,), and its derivatives.
@@ -181,8 +183,6 @@ class CompiledDerivatives(Derivatives):
         return super()._sweep(theta, images, labels, cotangent, along_theta) if parts is None else Sweep(*parts)
 
     def _compiled(self, function: Callable[..., Tensor | tuple[Tensor | None, ...]]) -> Callable[..., Any]:
-        # Every network and batch size is a variant of the same three functions; the default allows eight.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         graphs = "reduce-overhead" if self.device.type == "cuda" else None
         return torch.compile(function, fullgraph=True, dynamic=False, mode=graphs)
 
@@ -190,6 +190,7 @@ class CompiledDerivatives(Derivatives):
         """What the compiled function returns; None for another size, or where it does not compile."""
         if images.shape[1] != self.size or name not in self._functions:
             return None
+        _allow_variants()
         try:
             # One mode and one layout, or the compiler would make a variant for each; the functions set their own mode.
             with torch.no_grad():
@@ -209,6 +210,15 @@ class CompiledDerivatives(Derivatives):
         if isinstance(results, Tensor):
             return results.clone()
         return tuple(None if result is None else result.clone() for result in results)
+
+
+def _allow_variants() -> None:
+    """Every network and batch size is a variant of the same three functions; the compiler's default allows eight.
+
+    Its settings belong to the thread, and a backward pass on an accelerator has one of its own.
+    """
+    if torch._dynamo.config.recompile_limit < _VARIANTS:
+        torch._dynamo.config.recompile_limit = _VARIANTS
 
 
 class Work(NamedTuple):

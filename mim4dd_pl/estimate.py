@@ -6,10 +6,7 @@ images.
 """
 
 import copy
-import os
-import resource
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +22,7 @@ from mim4dd_pl.callbacks import ClosingTable, Evaluation
 from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
 from mim4dd_pl.derivatives import Derivatives, Work
 from mim4dd_pl.evaluation import Classifiers
+from mim4dd_pl.machine import peak_memory, total_memory
 from mim4dd_pl.modules import DistillationModule, ExpertModule
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.objectives import Scene
@@ -55,14 +53,14 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     module.to(device)
     if isinstance(module, ExpertModule):
         minutes, disk = _experts(module, module.experts, data, device)
-        return Estimate({"experts": minutes}, _peak(device), disk)
+        return Estimate({"experts": minutes}, peak_memory(device), disk)
     if not isinstance(module, DistillationModule):
         raise TypeError(f"Expected a DistillationModule or an ExpertModule, got {type(module).__name__}.")
     module.trainer = trainer
     minutes, disk = (0.0, 0.0) if module.objective.epochs is None else _experts(module, module.experts, data, device)
     stages = {"experts": minutes}
     stages["distillation"], growth = _outer_steps(module, data, trainer.max_steps)
-    memory = _peak(device) + growth
+    memory = peak_memory(device) + growth
     images = 4 * module.synthetic.images.numel()
     heads = 0 if module.information is None else sum(part.numel() for part in module.information.parameters())
     # A checkpoint holds images and momentum, heads and Adam's two moments; best and last are artefacts with previews.
@@ -72,7 +70,7 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evaluation):
             stages["evaluation"], stages["closing table"] = _evaluation(trainer, module, data, callback)
-    return Estimate(stages, max(memory, _peak(device)), disk)
+    return Estimate(stages, max(memory, peak_memory(device)), disk)
 
 
 def show(expected: Estimate, device: torch.device, folder: Path) -> None:
@@ -82,15 +80,8 @@ def show(expected: Estimate, device: torch.device, folder: Path) -> None:
     print(f"{'in all':<14} {sum(expected.minutes.values()):8.1f} min")
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free / 2**30
-    print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * _memory(device):.0f}")
+    print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * total_memory(device):.0f}")
     print(f"{'disk':<14} {1024 * expected.disk:8.0f} MiB of {1024 * free:.0f} free")
-
-
-def _memory(device: torch.device) -> float:
-    """GiB of the CUDA device, or of the machine."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def _experts(
@@ -226,18 +217,16 @@ def _classification(engine: Derivatives, images: ImageSet, batch_size: int) -> f
 def _seconds(run: Callable[[], object]) -> float:
     """Seconds of one run: after a first one, the mean over those that fit into the time for measuring."""
     run()
+    _finish()
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < _MEASURED_SECONDS:
         run()
+        _finish()
         count += 1
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
     return (time.perf_counter() - started) / count
 
 
-def _peak(device: torch.device) -> float:
-    """GiB that this process has held at most; on a CUDA device, of its memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+def _finish() -> None:
+    """Wait for the accelerator, which works behind the program."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from mim4dd_pl.data import Digits, ImageDataModule, ImageSet
@@ -41,6 +42,26 @@ def training() -> Training:
 def randn(stream: Stream, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard normal numbers of ``shape`` from ``stream``."""
     return torch.randn(*shape, generator=stream.generator(), dtype=dtype)
+
+
+def tiny_overlay(path: Path, steps: int, every_n_steps: int = 50) -> None:
+    """An overlay for the digits that leaves every organ in place and makes each as small as it can be."""
+    training = {"epochs": 2}
+    content = {
+        "whole_set": False,
+        "model": {"init_args": {"experts": {"num_experts": 1}, "objective": {"init_args": {"unroll_steps": 2}}}},
+        "trainer": {
+            "max_steps": steps,
+            "val_check_interval": steps,
+            "callbacks": [
+                {"class_path": "Evaluation", "init_args": {"num_students": 2, "training": training}},
+                {"class_path": "Export"},
+                {"class_path": "ClosingTable"},
+                {"class_path": "LastCheckpoint", "init_args": {"every_n_steps": every_n_steps}},
+            ],
+        },
+    }
+    path.write_text(yaml.safe_dump(content))
 
 
 def to_module(network: FlatNetwork, theta: Tensor) -> Network:

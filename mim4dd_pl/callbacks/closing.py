@@ -1,7 +1,6 @@
 """The table at the end of a run: the distilled set beside its controls, on the test images."""
 
 import logging
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from mim4dd_pl.callbacks.tables import print_lines, print_scores, write_scores
 from mim4dd_pl.data import ImageDataModule, InMemory
 from mim4dd_pl.errors import StoredFileError
 from mim4dd_pl.files import replacing
+from mim4dd_pl.machine import machine, peak_memory
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.population import Training
@@ -85,7 +85,8 @@ class ClosingTable(L.Callback):
         about = {
             "ranking": self._ranking(names["last"]),
             "minutes": minutes,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {trainer.strategy.root_device.type}",
+            "peak_memory_gib": round(peak_memory(trainer.strategy.root_device), 3),
+            "machine": machine(trainer.strategy.root_device),
             **learned["last"].facts,
         }
         _write_comparison(run, module, learned["best"])

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -91,7 +92,16 @@ class ImageSet:
             yield self.batch(indices)
 
     def to(self, device: torch.device) -> "ImageSet":
-        """The same split on ``device``; its pixels go to an accelerator as far as :func:`fits` lets them."""
+        """The same split on ``device``, moved once; pixels go to an accelerator as far as :func:`fits` lets them."""
+        if device not in self._elsewhere:
+            self._elsewhere[device] = self._moved(device)
+        return self._elsewhere[device]
+
+    @cached_property
+    def _elsewhere(self) -> dict[torch.device, "ImageSet"]:
+        return {}
+
+    def _moved(self, device: torch.device) -> "ImageSet":
         moved = replace(self, labels=self.labels.to(device), normalization=self.normalization.to(device), resident=None)
         if device.type == "cuda" and fits(len(self) * self.images[0].numel(), torch.cuda.mem_get_info(device)[0]):
             return moved.resident_on(device)

@@ -42,7 +42,7 @@ class Chunks:
         if self.size < len(images):
             per_pass = len(images) // self.size
             order = self._order(len(images), stream.at("order", step // per_pass).generator())
-            chunk = order.split(self.size)[step % per_pass].to(labels.device)
+            chunk = order.split(self.size)[step % per_pass].to(labels.device, non_blocking=True)
             images, labels = images[chunk], labels[chunk]
         return self.augment(images, stream, step), labels
 

@@ -1,0 +1,41 @@
+"""Where a number is made: the device, how it multiplies, what it holds and what a process has taken of it."""
+
+import os
+import platform
+import resource
+import sys
+
+import torch
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may multiply float32 with 10 bits of mantissa; by default torch lets convolutions do so."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a CUDA device; of others their kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def machine(device: torch.device) -> str:
+    """What stands beside a number: processor, threads and device."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {device_name(device)}"
+
+
+def total_memory(device: torch.device) -> float:
+    """GiB of the CUDA device, or of the machine."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that this process has held at most; on a CUDA device, of its memory.
+
+    There it is what was reserved: a replayed graph writes into a pool of its own and allocates nothing.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
