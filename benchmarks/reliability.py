@@ -1,0 +1,300 @@
+"""Runs that are killed, terminated and damaged at random: what was lost?
+
+    python -m benchmarks.reliability
+
+Prints a table of what was tried and how often something was wrong, and ends with 1 if anything was. Runs are of the
+digits with the information term and learned labels, 24 outer steps, a checkpoint every 3, an evaluation every 8.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from benchmarks import rig
+from mim4dd_pl.artefact import read_distilled
+from mim4dd_pl.callbacks import AtomicCheckpointIO
+from mim4dd_pl.cli import main as mim4dd
+from mim4dd_pl.errors import StoredFileError
+from mim4dd_pl.files import readable, sha256
+from mim4dd_pl.trajectories import TrajectorySpec, TrajectoryStore
+
+EVERY, STEPS = 3, 24
+_CONTEXT = multiprocessing.get_context("fork")  # a run starts in no time, its libraries being there
+
+
+class Watch(L.Callback):
+    """Writes the number of steps made so far to a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT)
+            os.pwrite(self._file, struct.pack("<q", trainer.global_step), 0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            os.pwrite(self._file, struct.pack("<q", trainer.global_step), 0)
+
+
+class Run:
+    """A run in a folder of its own, which can be begun again and again.
+
+    Args:
+        folder: Empty.
+        processes: How many share it.
+    """
+
+    def __init__(self, folder: Path, processes: int = 1) -> None:
+        self.folder = folder
+        self.processes = processes
+        self.begun = 0.0
+        folder.mkdir(parents=True)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Of its latest version, whether it is there or not."""
+        found = sorted(self.folder.glob("digits/version_*/checkpoints/last.ckpt"))
+        return found[-1] if found else self.folder / "none"
+
+    def begin(self) -> "multiprocessing.process.BaseProcess":
+        """Start, or go on where it was."""
+        recipes = ("distill/digits", "with/mutual_information", "with/soft_labels", "with/smoke")
+        callbacks = [
+            {"class_path": "Evaluation", "init_args": {"num_students": 2, "training": {"epochs": 3}}},
+            {"class_path": "Export"},
+            {"class_path": "LastCheckpoint", "init_args": {"every_n_steps": EVERY}},
+            {"class_path": "benchmarks.reliability.Watch", "init_args": {"path": str(self.folder / "steps")}},
+        ]
+        arguments = [
+            *("fit", *(part for recipe in recipes for part in ("-c", f"configs/{recipe}.yaml"))),
+            *("--model.segments_per_step=2", "--model.compile=false", "--threads=1"),
+            *(f"--trainer.devices={self.processes}", "--trainer.accelerator=cpu"),
+            *(f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=8"),
+            *(f"--model.experts.root={self.folder}/experts", f"--trainer.logger.init_args.save_dir={self.folder}"),
+            f"--trainer.callbacks={json.dumps(callbacks)}",
+            *(["--ckpt_path=last"] if self.checkpoint.exists() else []),
+        ]
+        self.begun = time.monotonic()
+        process = _CONTEXT.Process(target=_fit, args=(arguments, self.folder / "log"))
+        process.start()
+        return process
+
+    def steps(self) -> int:
+        """Steps that the images had made when it ended."""
+        path = self.folder / "steps"
+        content = path.read_bytes() if path.exists() else b""
+        return int(struct.unpack("<q", content)[0]) if len(content) == 8 else 0
+
+    def kept(self) -> int:
+        """Steps in its checkpoint."""
+        if not self.checkpoint.exists():
+            return 0
+        return int(AtomicCheckpointIO().load_checkpoint(self.checkpoint)["global_step"])
+
+    def check_files(self) -> None:
+        """Read everything that a killed run has left.
+
+        Raises:
+            StoredFileError: If something is damaged.
+        """
+        self.kept()
+        if (self.folder / "experts/manifest.json").exists():
+            open_store(self.folder / "experts")
+        for folder in self.folder.glob("digits/version_*/distilled"):
+            for which in ("best", "last"):
+                if readable(folder / which).exists():
+                    read_distilled(readable(folder / which))
+
+    def outcome(self) -> dict[str, Any]:
+        """Everything that must agree with another run."""
+        run = self.checkpoint.parent.parent
+        checkpoint = AtomicCheckpointIO().load_checkpoint(self.checkpoint)
+        files = [sha256(run / f"distilled/{which}/manifest.json") for which in ("best", "last")]
+        tensors = [checkpoint["state_dict"], [state["state"] for state in checkpoint["optimizer_states"]]]
+        return {"step": checkpoint["global_step"], "files": files, "tensors": tensors}
+
+
+def _fit(arguments: list[str], log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.exit(mim4dd(arguments))
+
+
+def open_store(folder: Path) -> TrajectoryStore:
+    """The experts of a folder, whatever they are."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return TrajectoryStore(folder, TrajectorySpec(**{key: manifest[key] for key in TrajectorySpec.__annotations__}))
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two outcomes agree to the bit."""
+    try:
+        torch.testing.assert_close(first["tensors"], second["tensors"], rtol=0, atol=0)
+    except AssertionError:
+        return False
+    return (first["step"], first["files"]) == (second["step"], second["files"])
+
+
+def signals(
+    number: signal.Signals, times: int, chance: random.Random, folder: Path, processes: int = 1
+) -> Iterator[tuple[Run, int, int]]:
+    """Runs that get a signal at a random moment, go on and get it again, until they end; so many ``times`` in all.
+
+    Yields:
+        A run after each signal, its exit code and the most steps that it had made before; at the end of a run 0.
+    """
+    whole = Run(folder / "whole", processes)
+    whole.begin().join()
+    seconds, expected = time.monotonic() - whole.begun, whole.outcome()
+    sent = attempt = 0
+    while sent < times:
+        run, made, code = Run(folder / f"run_{attempt}", processes), 0, -1
+        while code != 0:
+            process = run.begin()
+            process.join(chance.uniform(0, seconds) if sent < times else None)
+            if process.exitcode is None:
+                os.kill(process.pid or 0, number)
+                process.join()
+                sent += 1
+            code = process.exitcode if process.exitcode is not None else -1
+            made = max(made, run.steps())
+            yield run, code, made
+        if not same(run.outcome(), expected):
+            raise AssertionError(f"{run.folder} ended with other bits")
+        shutil.rmtree(run.folder)
+        attempt += 1
+
+
+def kills(times: int, chance: random.Random, folder: Path) -> Counter[str]:
+    """Kill -9 at random moments."""
+    count: Counter[str] = Counter()
+    for run, code, made in signals(signal.SIGKILL, times, chance, folder):
+        if code == 0:
+            count["runs that ended with the bits of one that was never killed"] += 1
+            continue
+        if code != -signal.SIGKILL:
+            raise AssertionError(f"{run.folder} ended with {code}")
+        run.check_files()
+        lost = made - run.kept()
+        count["kills"] += 1
+        count[f"kills that cost up to {EVERY} steps" if lost else "kills that cost no step"] += 1
+        if lost > EVERY:
+            raise AssertionError(f"{run.folder} lost {lost} steps")
+    return count
+
+
+def terminations(times: int, chance: random.Random, folder: Path, processes: int) -> Counter[str]:
+    """SIGTERM at random moments."""
+    count: Counter[str] = Counter()
+    for run, code, made in signals(signal.SIGTERM, times, chance, folder, processes):
+        if code == 0:
+            count["runs that ended with the bits of one that was never terminated"] += 1
+            continue
+        if code != 128 + signal.SIGTERM:
+            raise AssertionError(f"{run.folder} ended with {code}")
+        if left := [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(run.folder) in _text(path)]:
+            raise AssertionError(f"{left} outlived {run.folder}")
+        run.check_files()
+        count["signals"] += 1
+        count["signals that cost a step" if made > run.kept() else "signals that cost no step"] += 1
+        if made - run.kept() > 1:
+            raise AssertionError(f"{run.folder} lost {made - run.kept()} steps")
+    return count
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def flips(times: int, chance: random.Random, folder: Path) -> Counter[str]:
+    """Single bits flipped and ends cut off in all files of a run, one at a time."""
+    run = Run(folder / "flipped")
+    run.begin().join()
+    distilled = run.checkpoint.parent.parent / "distilled/best"
+    spec = open_store(run.folder / "experts").spec
+
+    def experts() -> object:
+        store = TrajectoryStore(run.folder / "experts", spec)
+        return [store.segment(expert, 0, spec.epochs) for expert in (0, 1)]
+
+    readers: dict[str, tuple[list[Path], Callable[[], object]]] = {
+        "experts": (sorted(path for path in (run.folder / "experts").iterdir() if path.is_file()), experts),
+        "checkpoint": ([run.checkpoint], lambda: AtomicCheckpointIO().load_checkpoint(run.checkpoint)),
+        "artefact": (
+            sorted(path for path in distilled.rglob("*") if path.is_file()),
+            lambda: read_distilled(distilled),
+        ),
+    }
+    whole = {name: read() for name, (_, read) in readers.items()}
+    count: Counter[str] = Counter()
+    for _ in range(times):
+        kind = chance.choice(list(readers))
+        paths, read = readers[kind]
+        path = chance.choice(paths)
+        content = path.read_bytes()
+        if cut := chance.random() < 0.2:
+            path.write_bytes(content[: chance.randrange(len(content))])
+        else:
+            damaged = bytearray(content)
+            damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            path.write_bytes(damaged)
+        count[f"{'files cut' if cut else 'bits flipped'}, {kind}"] += 1
+        try:
+            if str(read()) != str(whole[kind]):
+                raise AssertionError(f"Damage of {path} was not seen")
+            count["read the same all the same"] += 1
+        except StoredFileError as error:
+            if path.name not in str(error):
+                raise AssertionError(f"Damage of {path} was reported as {error}") from error
+            count["reported with the name of the file"] += 1
+        path.write_bytes(content)
+    return count
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--flips", type=int, default=1000)
+    parser.add_argument("--terminations", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    chance = random.Random(options.seed)
+    rows: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as place:
+        campaigns: dict[str, Callable[[], Counter[str]]] = {
+            "bits and ends": lambda: flips(options.flips, chance, Path(place) / "flips"),
+            "kill -9": lambda: kills(options.kills, chance, Path(place) / "kills"),
+            "SIGTERM, 1 process": lambda: terminations(options.terminations, chance, Path(place) / "one", 1),
+            "SIGTERM, 2 processes": lambda: terminations(options.terminations, chance, Path(place) / "two", 2),
+        }
+        for name, campaign in campaigns.items():
+            rows.extend([name, what, str(times)] for what, times in sorted(campaign().items()))
+            print(name, "is done", file=sys.stderr, flush=True)
+    rig.print_table("Reliability", ["campaign", "what", "times"], rows)
+
+
+if __name__ == "__main__":
+    main()
