@@ -36,6 +36,7 @@ from mim4dd_pl.errors import Stopped, StoredFileError, UserError
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.recipes import (
+    NAMED_CHECKPOINTS,
     check_changes,
     check_keys,
     check_limits,
@@ -177,8 +178,8 @@ class DistillationCLI(LightningCLI):
             self._continue_run(config)
         elif self.subcommand in ("validate", "test") and config.distilled is None:
             raise StoredFileError(
-                f"{self.subcommand} needs something to evaluate: add --ckpt_path last, a .ckpt file, or --distilled "
-                "with a folder."
+                f"{self.subcommand} needs something to evaluate: add --ckpt_path last or best, a .ckpt file, or "
+                "--distilled with a folder."
             )
         if self.subcommand != "fit":
             config.trainer.logger = False  # they print and write nothing
@@ -238,17 +239,19 @@ class DistillationCLI(LightningCLI):
     def _continue_run(self, config: Any) -> None:
         """Find a checkpoint of this very recipe, and go on in the folder of its run.
 
-        ``last`` is the newest run of the recipe; runs with other settings may lie beside it.
+        ``last`` and ``best`` are those of the newest run of the recipe; runs with other settings may lie beside it.
         """
         logger = getattr(config.trainer.logger, "init_args", None)
         runs = Path(logger.save_dir) / (logger.name or "") if logger is not None else None
         candidates = [Path(config.ckpt_path)]
-        if config.ckpt_path == "last":
+        if (which := config.ckpt_path) in NAMED_CHECKPOINTS:
             if runs is None:
-                raise UserError("--ckpt_path last needs trainer.logger with a save_dir; give a .ckpt file instead.")
-            candidates = newest_first(runs)
+                raise UserError(f"--ckpt_path {which} needs trainer.logger with a save_dir; give a .ckpt file instead.")
+            candidates = newest_first(runs, which)
             if not candidates:
-                raise StoredFileError(f"No run to resume in {runs}: start one without --ckpt_path.")
+                raise StoredFileError(
+                    f"No run to resume in {runs}: none has checkpoints/{which}.ckpt. Start one without --ckpt_path."
+                )
         settings = settings_of(self._parser(self.subcommand), config)
         changes = [name for name in config.allow_changes.split(",") if name]
         check_changes(changes)

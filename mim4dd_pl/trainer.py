@@ -34,7 +34,7 @@ class Trainer(L.Trainer):
         Args:
             model: Of the recipe.
             datamodule: Of the recipe.
-            ckpt_path: ``last``, or a checkpoint of the recipe, whose images are evaluated.
+            ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
             distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
         """
         self._use(datamodule, distilled)
@@ -54,7 +54,7 @@ class Trainer(L.Trainer):
         Args:
             model: Of the recipe.
             datamodule: Of the recipe.
-            ckpt_path: ``last``, or a checkpoint of the recipe, whose images are evaluated.
+            ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
             distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
             across: Other networks to train on the set as well.
             results: A folder for results.json and results.csv, and for what Analysis finds.

@@ -329,7 +329,7 @@ def test_a_wrong_input_is_one_line_with_the_right_exit_code_and_leaves_nothing(
 
 def test_validate_without_a_run_says_what_to_add(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "-c", str(DIGITS)]) == 4
-    assert "validate needs something to evaluate: add --ckpt_path last" in capsys.readouterr().err
+    assert "validate needs something to evaluate: add --ckpt_path last or best" in capsys.readouterr().err
     assert not list(here.iterdir())
 
 
