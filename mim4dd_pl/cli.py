@@ -7,7 +7,8 @@ setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 143 term
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +34,7 @@ from mim4dd_pl.callbacks import (
 )
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import Stopped, StoredFileError, UserError
+from mim4dd_pl.files import locked
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.recipes import (
@@ -65,7 +67,10 @@ class KeepRecipe(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.logger is not None:
-            self.config.ckpt_path = None  # as a recipe, config.yaml repeats a run and does not go on with it
+            # As a recipe, config.yaml repeats a run, in a folder of its own, and does not go on with it.
+            self.config.ckpt_path = None
+            if (logger := getattr(self.config.trainer.logger, "init_args", None)) is not None and "version" in logger:
+                logger.version = None
             super().setup(trainer, pl_module, stage)
 
     def state_dict(self) -> dict[str, Any]:
@@ -235,6 +240,35 @@ class DistillationCLI(LightningCLI):
                 if isinstance(callback, ClosingTable):
                     callback.whole_set = None
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "fit" or not self.trainer.is_global_zero:
+            super()._run_subcommand(subcommand)
+        elif self.trainer.loggers or isinstance(self.model, DistillationModule):
+            with self._own_folder():
+                super()._run_subcommand(subcommand)
+        else:
+            super()._run_subcommand(subcommand)  # experts alone: their folder may be shared
+
+    @contextmanager
+    def _own_folder(self) -> Iterator[None]:
+        """Hold the run's folder for this fit alone while the block runs; two new runs never take the same number."""
+        trainer, given = self.trainer, self._get(self.config, "ckpt_path")
+        with ExitStack() as stack:
+            with locked(Path(getattr(trainer.logger, "save_dir", None) or trainer.default_root_dir), "runs"):
+                folder = Path(trainer.log_dir or trainer.default_root_dir)  # the logger takes the next free number
+                try:
+                    stack.enter_context(locked(folder, waits=False))
+                except BlockingIOError:
+                    raise StoredFileError(
+                        f"{folder} is in use by another `mim4dd fit`: wait for its end, or start a new run."
+                    ) from None
+            goes_on = given is not None and Path(given).resolve().parent.parent == folder.resolve()
+            if not goes_on and (folder / "checkpoints/last.ckpt").exists():
+                raise StoredFileError(
+                    f"{folder} holds a run: go on with it by --ckpt_path last, or choose another trainer.logger."
+                )
+            yield
 
     def _continue_run(self, config: Any) -> None:
         """Find a checkpoint of this very recipe, and go on in the folder of its run.

@@ -82,13 +82,16 @@ def restore(target: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, name: str = "") -> Iterator[None]:
+def locked(folder: Path, name: str = "", waits: bool = True) -> Iterator[None]:
     """Hold a folder, or a name in it, for this process alone while the block runs; others wait.
 
     The lock dies with the process; its file goes with the block, and the folder too if it was made and is empty.
+
+    Raises:
+        BlockingIOError: If another process holds it, and not ``waits``.
     """
     path, made = folder / f".{name}.lock" if name else folder / ".lock", _missing(folder)
-    while (descriptor := _lock(path)) is None:
+    while (descriptor := _lock(path, waits)) is None:
         pass
     try:
         yield
@@ -98,7 +101,7 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
         _remove_empty(made)
 
 
-def _lock(path: Path) -> int | None:
+def _lock(path: Path, waits: bool) -> int | None:
     """A descriptor that holds ``path``; None if the process before us removed the file, or its folder, meanwhile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,11 @@ def _lock(path: Path) -> int | None:
         if path.parent.is_symlink() or path.parent.is_file():
             raise
         return None
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        raise
     with suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor

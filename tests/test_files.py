@@ -124,6 +124,16 @@ def test_a_lock_leaves_what_is_in_its_folder(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").rglob("*")] == ["b", "file"]
 
 
+def test_a_lock_that_is_held_is_refused_where_nobody_waits(tmp_path: Path) -> None:
+    with locked(tmp_path / "a"):
+        with pytest.raises(BlockingIOError), locked(tmp_path / "a", waits=False):
+            pass
+        assert (tmp_path / "a/.lock").exists()
+    with locked(tmp_path / "a", waits=False):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_holds_a_lock_at_a_time(tmp_path: Path) -> None:
     """Eight threads, each with a descriptor of its own, whose lock and folder come and go."""
     inside, most = [], []
