@@ -21,6 +21,7 @@ def recipe(folder: Path) -> list[str]:
         *("-c", str(CONFIGS / "with/smoke.yaml")),
         f"--trainer.logger.init_args.save_dir={folder}",
         f"--model.experts.root={folder}/experts",
+        "--model.compile=false",
         "--trainer.max_steps=4000",
         "--trainer.callbacks=[{class_path: LastCheckpoint, init_args: {every_n_steps: 1}}]",
     ]
