@@ -6,11 +6,14 @@ process leaves the old file or the new one. One flipped bit passes safetensors a
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -143,10 +146,58 @@ def check_sha256(path: Path, expected: str, remedy: str) -> None:
     Raises:
         StoredFileError: Names the file and ends with ``remedy``.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise StoredFileError(f"{path} is missing. {remedy}")
     if (found := sha256(path)) != expected:
         raise StoredFileError(f"{path} is damaged: its SHA-256 is {found[:12]}.., expected {expected[:12]}... {remedy}")
+
+
+_MOST_JSON = 2**24
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: If it is none.
+        ValueError: If it is larger than 16 MiB, or no JSON; says in words what is wrong.
+    """
+    if not os.path.isfile(path):  # a pipe would block for ever
+        raise FileNotFoundError(2, "No such file", str(path))
+    if (size := path.stat().st_size) > _MOST_JSON:
+        raise ValueError(f"it has {size:,} bytes, expected at most {_MOST_JSON:,}")
+    return parsed_json(path.read_text(encoding="utf-8"))
+
+
+def parsed_json(text: str) -> Any:
+    """What a text in JSON says; raises ValueError if it is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def check_stored(archive: IO[bytes]) -> None:
+    """Refuse a zip archive of torch's that is compressed, which torch never does: it may expand a thousandfold.
+
+    Raises:
+        ValueError: Says so.
+        BadZipFile: If it is no zip archive.
+    """
+    with zipfile.ZipFile(archive) as members:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+            raise ValueError("it holds compressed data, which torch never writes")
+
+
+def lies_inside(folder: Path, name: str) -> bool:
+    """Whether ``name`` is a plain path to below ``folder``, and no link leads out of it."""
+    plain = PurePosixPath(name)
+    if plain.is_absolute() or ".." in plain.parts or str(plain) != name:
+        return False
+    try:
+        return (folder / plain).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a null byte, a circle of links
+        return False
 
 
 def _flush(path: Path) -> None:
