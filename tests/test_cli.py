@@ -234,7 +234,7 @@ WRONG = [
     ([MODEL + "experts.training.sharpness_radius=-1"], 2, "training.sharpness_radius must be at least 0"),
     (["-c", "{twice}"], 2, "twice.yaml, line 2: threads is set twice"),
     (["-c", "{broken}"], 2, "broken.yaml is no YAML"),
-    (["-c", "{empty}"], 2, "empty.yaml holds None, expected keys and values"),
+    (["-c", "{empty}"], 2, "empty.yaml holds nothing, expected keys and values"),
     (["-c", "{unknown}"], 2, "modle"),
     (["-c", "nowhere.yaml"], 2, "No recipe nowhere.yaml"),
     (["--seed_everything=-1"], 2, "seed_everything"),

@@ -23,7 +23,7 @@ from torch import Tensor
 from mim4dd_pl.data.catalog import Source, Split
 from mim4dd_pl.data.sets import content_hash
 from mim4dd_pl.errors import DataError
-from mim4dd_pl.files import locked, replacing, sha256, write_text
+from mim4dd_pl.files import locked, read_json, replacing, sha256, write_text
 from mim4dd_pl.normalization import Normalization, Whitening, statistics, whitened
 from mim4dd_pl.shapes import ImageShape
 
@@ -59,7 +59,7 @@ class Cache:
         if self._folder is None or not (self._folder / "about.json").is_file():
             return None
         try:
-            about = json.loads((self._folder / "about.json").read_text(encoding="utf-8"))
+            about = read_json(self._folder / "about.json")
             wrong = [name for name, size in about["bytes"].items() if (self._folder / name).stat().st_size != size]
             if about["schema"] != SCHEMA or wrong:
                 raise ValueError(f"{', '.join(wrong) or 'its schema'} is not as it was written")
@@ -184,7 +184,7 @@ def _mapped(folder: Path, split: str, content: str) -> Decoded:
 def _read_normalization(path: Path, zca: bool) -> Normalization | None:
     """What is known of a split; what is damaged counts as absent."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
         known = Normalization(torch.tensor(about["mean"]), torch.tensor(about["std"]))
         if not zca:
             return known
