@@ -34,7 +34,7 @@ from mim4dd_pl.callbacks import (
 )
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import Stopped, StoredFileError, UserError
-from mim4dd_pl.files import locked
+from mim4dd_pl.files import check_writable, locked
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.recipes import (
@@ -186,7 +186,7 @@ class DistillationCLI(LightningCLI):
                 f"{self.subcommand} needs something to evaluate: add --ckpt_path last or best, a .ckpt file, or "
                 "--distilled with a folder."
             )
-        if self.subcommand != "fit":
+        if self.subcommand in ("validate", "test"):
             config.trainer.logger = False  # they print and write nothing
 
     def instantiate_classes(self) -> None:
@@ -202,6 +202,14 @@ class DistillationCLI(LightningCLI):
         self.datamodule.setup(self.subcommand)
         if self.subcommand in ("fit", "check"):
             self.model.attach(self.datamodule)
+            self._check_folders()
+
+    def _check_folders(self) -> None:
+        """Can a fit write where it will, minutes or hours from now?"""
+        if self.model.needs_experts and self.model.experts.missing(self.model.store):
+            check_writable(Path(self.model.experts.root))
+        for logger in self.trainer.loggers:
+            check_writable(Path(logger.save_dir or self.trainer.default_root_dir))
 
     def _check_callbacks(self) -> None:
         if self.trainer.world_size > 1:

@@ -25,6 +25,7 @@ from mim4dd_pl.callbacks import ClosingTable, Evaluation
 from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
 from mim4dd_pl.derivatives import Derivatives, Work
 from mim4dd_pl.evaluation import Classifiers
+from mim4dd_pl.files import nearest_existing
 from mim4dd_pl.modules import DistillationModule, ExpertModule
 from mim4dd_pl.networks import FlatNetwork
 from mim4dd_pl.objectives import Scene
@@ -35,12 +36,16 @@ from mim4dd_pl.trajectories import Segment
 _MEASURED_SECONDS = 1.5
 
 
+_SPARE = 0.01  # GiB beside a run's images and states: curves, pictures, tables
+
+
 class Estimate(NamedTuple):
-    """Minutes by stage; peak memory of the process (or of the CUDA device) and new files, in GiB."""
+    """Minutes by stage; peak memory of the process (or of the CUDA device), new experts and the run's files, in GiB."""
 
     minutes: dict[str, float]
     memory: float
-    disk: float
+    experts: float
+    run: float = 0.0
 
 
 def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModule) -> Estimate:
@@ -59,38 +64,55 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     if not isinstance(module, DistillationModule):
         raise TypeError(f"Expected a DistillationModule or an ExpertModule, got {type(module).__name__}.")
     module.trainer = trainer
-    minutes, disk = (0.0, 0.0) if module.objective.epochs is None else _experts(module, module.experts, data, device)
+    minutes, disk = _experts(module, module.experts, data, device) if module.needs_experts else (0.0, 0.0)
     stages = {"experts": minutes}
     stages["distillation"], growth = _outer_steps(module, data, trainer.max_steps)
     memory = _peak(device) + growth
     images = 4 * module.synthetic.images.numel()
     heads = 0 if module.information is None else sum(part.numel() for part in module.information.parameters())
-    # A checkpoint holds images and momentum, heads and Adam's two moments; best and last are artefacts with previews.
-    disk += (2 * images + 12 * heads + 2 * 1.5 * images) / 2**30
+    # A checkpoint holds images and momentum, heads and Adam's two moments; an artefact has previews. Best and last of
+    # both, and the one that is being replaced.
+    run = 3 * (2 * images + 12 * heads + 1.5 * images) / 2**30 + _SPARE
     if (whitening := data.train.normalization.whitening) is not None:
-        disk += 2 * whitening.matrix.nbytes / 2**30  # in both artefacts
+        run += 3 * whitening.matrix.nbytes / 2**30
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evaluation):
             stages["evaluation"], stages["closing table"] = _evaluation(trainer, module, data, callback)
-    return Estimate(stages, max(memory, _peak(device)), disk)
+    return Estimate(stages, max(memory, _peak(device)), disk, run)
 
 
 def show(expected: Estimate, device: torch.device, folder: Path) -> None:
-    """Print the estimate beside what ``device`` and the disk of ``folder`` have."""
+    """Print the estimate beside what ``device`` and the disk of ``folder`` have; say where memory will be short."""
     for stage, minutes in expected.minutes.items():
         print(f"{stage:<14} {minutes:8.1f} min")
     print(f"{'in all':<14} {sum(expected.minutes.values()):8.1f} min")
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free / 2**30
-    print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * _memory(device):.0f}")
-    print(f"{'disk':<14} {1024 * expected.disk:8.0f} MiB of {1024 * free:.0f} free")
+    disk = shutil.disk_usage(nearest_existing(folder)).free / 2**30
+    memory = _memory(device)
+    print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * memory:.0f} free")
+    print(f"{'disk':<14} {1024 * (expected.experts + expected.run):8.0f} MiB of {1024 * disk:.0f} free")
+    if expected.memory > memory:
+        print(
+            "This is more memory than there is: lower model.objective.synthetic_batch_size, "
+            "model.objective.unroll_steps or model.segments_per_step, or end other programs."
+        )
 
 
 def _memory(device: torch.device) -> float:
-    """GiB of the CUDA device, or of the machine."""
+    """GiB that are free for this process, with what it holds: of the CUDA device, or of the machine."""
     if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 2**30
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # no Linux: of the whole machine
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return available / 2**20 + _resident()
+
+
+def _resident() -> float:
+    """GiB that this process holds now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def _experts(

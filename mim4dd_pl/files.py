@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -150,6 +150,45 @@ def check_sha256(path: Path, expected: str, remedy: str) -> None:
         raise StoredFileError(f"{path} is missing. {remedy}")
     if (found := sha256(path)) != expected:
         raise StoredFileError(f"{path} is damaged: its SHA-256 is {found[:12]}.., expected {expected[:12]}... {remedy}")
+
+
+def nearest_existing(folder: Path) -> Path:
+    """``folder``, or the inmost of its parents that is there, be it a folder or something in the way."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before anything is.
+
+    Raises:
+        StoredFileError: If it, or the folder in which it would be made, is no folder or read-only.
+    """
+    place = nearest_existing(folder)
+    if not place.is_dir():
+        raise StoredFileError(f"Cannot write to {folder}: {place} is no folder. Choose another one.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StoredFileError(f"Cannot write to {folder}: {place} is read-only. Choose another one.")
+
+
+def check_room(needed: Mapping[Path, int]) -> None:
+    """Refuse to begin what the disks cannot hold.
+
+    Args:
+        needed: Bytes to be written, by folder; those on one disk are added up.
+
+    Raises:
+        StoredFileError: Names the folder, what is free and what is needed.
+    """
+    wanted: dict[int, int] = {}
+    for folder, size in needed.items():
+        place = nearest_existing(folder)
+        disk = place.stat().st_dev
+        wanted[disk] = wanted.get(disk, 0) + size
+        if wanted[disk] > (free := shutil.disk_usage(place).free):
+            raise StoredFileError(
+                f"The disk of {folder} has {free / 2**20:,.0f} MiB free, {wanted[disk] / 2**20:,.0f} MiB are needed: "
+                "free space or choose another folder."
+            )
 
 
 _MOST_JSON = 2**24

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,6 +45,36 @@ def test_the_disk_is_what_the_experts_take(here: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["check", *recipe, width]) == 0
     assert numbers(capsys.readouterr().out)["disk"] == 0  # they are there
+
+
+@pytest.mark.parametrize("command", ["check", "fit"])
+@pytest.mark.parametrize("key", ["model.experts.root", "trainer.logger.init_args.save_dir"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(
+    command: str, key: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mim4dd_pl.estimate._seconds", None)
+    (here / "file").touch()
+    assert main([command, "-c", str(DIGITS), f"--{key}=file/x"]) == 4
+    assert "Cannot write to file/x: " in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1
+    assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_disk_without_room_is_refused_with_what_is_needed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    assert main(["check", "-c", str(CONFIGS / "experts/digits.yaml")]) == 4
+    said = capsys.readouterr().err
+    assert re.search(r"The disk of checkpoints/experts/digits has 1 MiB free, 2 MiB are needed: free space or", said)
+
+
+def test_memory_that_is_not_there_is_said_with_the_keys_to_lower(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mim4dd_pl.estimate._memory", lambda _: 0.01)
+    assert main(["check", "-c", str(CONFIGS / "experts/digits.yaml")]) == 0
+    assert "more memory than there is: lower model.objective.synthetic_batch_size" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ lie the statistics and whitenings of splits, under the fingerprint of their trai
 import hashlib
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -23,7 +24,7 @@ from torch import Tensor
 from mim4dd_pl.data.catalog import Source, Split
 from mim4dd_pl.data.sets import content_hash
 from mim4dd_pl.errors import DataError
-from mim4dd_pl.files import locked, read_json, replacing, sha256, write_text
+from mim4dd_pl.files import check_room, locked, read_json, replacing, sha256, write_text
 from mim4dd_pl.normalization import Normalization, Whitening, statistics, whitened
 from mim4dd_pl.shapes import ImageShape
 
@@ -74,7 +75,7 @@ class Cache:
 
         Raises:
             DataError: If a picture cannot be decoded or has another shape than the source promises; nothing is left.
-            StoredFileError: If they cannot be written.
+            StoredFileError: If they cannot be written, or the disk has no room for them.
         """
         shape = self._source.image_shape
         if self._folder is None:
@@ -83,6 +84,7 @@ class Cache:
         with locked(self._folder.parent, self._folder.name):
             # Another process may have decoded them while this one waited.
             if (found := self.find()) is None:
+                check_room({self._folder: math.prod(shape) * sum(len(split.labels) for split in splits)})
                 _log.info("Decoding %s into %s ...", self._source.name, self._folder)
                 with replacing(self._folder) as temporary:
                     temporary.mkdir()
