@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from mim4dd_pl.cli import main
 from tests.conftest import CONFIGS
@@ -32,6 +33,22 @@ def test_check_names_every_stage_and_writes_nothing(here: Path, capsys: pytest.C
     assert shown["in all"] == pytest.approx(sum(shown[stage] for stage in stages), abs=0.25)
     assert 100 < shown["memory"] < 4000
     assert not list(here.iterdir())
+
+
+def test_the_baseline_of_the_diagnostics_and_the_analysis_are_counted(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Were every part a second: three validations of the recipe, and a fourth for the baseline."""
+    monkeypatch.setattr("mim4dd_pl.estimate._seconds", lambda _: 1.0)
+    callbacks = yaml.safe_load(DIGITS.read_text())["trainer"]["callbacks"]
+    shown = []
+    for baseline in (False, True):
+        next(each for each in callbacks if each["class_path"] == "Diagnostics")["init_args"] = {"baseline": baseline}
+        given = [f"--trainer.callbacks={yaml.safe_dump(callbacks)}", "-c", str(CONFIGS / "with/analysis.yaml")]
+        assert main(["check", "-c", str(DIGITS), *given]) == 0
+        shown.append(numbers(capsys.readouterr().out))
+    assert shown[1]["evaluation"] == pytest.approx(4 / 3 * shown[0]["evaluation"], rel=0.01)
+    assert shown[0]["analysis"] > 0
 
 
 def test_the_disk_is_what_the_experts_take(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
