@@ -1,7 +1,7 @@
 """What a run will take, from a few measured steps of each of its parts: minutes, memory, disk.
 
-Every part is run for a third of a second as the run itself would do it, and multiplied. Compiling takes minutes, so all parts
-are measured plain: where the run compiles, its minutes are an upper bound, and memory too. Nothing is written but
+Every part is run for a third of a second as the run itself would do it, and multiplied. Compiling takes minutes, so all
+parts are measured plain: where the run compiles, its minutes and its memory are upper bounds. Nothing is written but
 decoded images.
 """
 
