@@ -8,7 +8,8 @@ process starts one for each and only watches over them (:mod:`mim4dd_pl.processe
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -36,11 +37,13 @@ from mim4dd_pl.callbacks import (
 )
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import Stopped, StoredFileError, UserError
+from mim4dd_pl.files import check_writable, locked
 from mim4dd_pl.machine import allow_tf32
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.processes import LOST_PEER, Launch, end_with_parent, lost_peer, run_all
 from mim4dd_pl.recipes import (
+    NAMED_CHECKPOINTS,
     check_changes,
     check_keys,
     check_limits,
@@ -70,7 +73,10 @@ class KeepRecipe(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.logger is not None:
-            self.config.ckpt_path = None  # as a recipe, config.yaml repeats a run and does not go on with it
+            # As a recipe, config.yaml repeats a run, in a folder of its own, and does not go on with it.
+            self.config.ckpt_path = None
+            if (logger := getattr(self.config.trainer.logger, "init_args", None)) is not None and "version" in logger:
+                logger.version = None
             super().setup(trainer, pl_module, stage)
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,10 +190,10 @@ class DistillationCLI(LightningCLI):
             self._continue_run(config)
         elif self.subcommand in ("validate", "test") and config.distilled is None:
             raise StoredFileError(
-                f"{self.subcommand} needs something to evaluate: add --ckpt_path last, a .ckpt file, or --distilled "
-                "with a folder."
+                f"{self.subcommand} needs something to evaluate: add --ckpt_path last or best, a .ckpt file, or "
+                "--distilled with a folder."
             )
-        if self.subcommand != "fit":
+        if self.subcommand in ("validate", "test"):
             config.trainer.logger = False  # they print and write nothing
 
     def instantiate_classes(self) -> None:
@@ -204,6 +210,7 @@ class DistillationCLI(LightningCLI):
         self.datamodule.setup(self.subcommand)
         if self.subcommand in ("fit", "check"):
             self.model.attach(self.datamodule)
+            self._check_folders()
         if self.subcommand != "check":
             self._launch()
 
@@ -215,6 +222,13 @@ class DistillationCLI(LightningCLI):
             and not cast(ClusterEnvironment, strategy.cluster_environment).creates_processes_externally
         ):
             raise Launch(strategy.num_processes, strategy.node_rank, strategy.world_size)
+
+    def _check_folders(self) -> None:
+        """Can a fit write where it will, minutes or hours from now?"""
+        if self.model.needs_experts and self.model.experts.missing(self.model.store):
+            check_writable(Path(self.model.experts.root))
+        for logger in self.trainer.loggers:
+            check_writable(Path(logger.save_dir or self.trainer.default_root_dir))
 
     def _check_callbacks(self) -> None:
         kinds = [type(callback) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
@@ -251,20 +265,47 @@ class DistillationCLI(LightningCLI):
                     callback.whole_set = None
         return trainer
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        writes = self.trainer.loggers or isinstance(self.model, DistillationModule)  # experts alone may be shared
+        with self._own_folder() if subcommand == "fit" and writes and self.trainer.is_global_zero else nullcontext():
+            super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _own_folder(self) -> Iterator[None]:
+        """Hold the run's folder for this fit alone while the block runs; two new runs never take the same number."""
+        trainer, given = self.trainer, self._get(self.config, "ckpt_path")
+        with ExitStack() as stack:
+            with locked(Path(getattr(trainer.logger, "save_dir", None) or trainer.default_root_dir), "runs"):
+                folder = Path(trainer.log_dir or trainer.default_root_dir)  # the logger takes the next free number
+                try:
+                    stack.enter_context(locked(folder, waits=False))
+                except BlockingIOError:
+                    raise StoredFileError(
+                        f"{folder} is in use by another `mim4dd fit`: wait for its end, or start a new run."
+                    ) from None
+            goes_on = given is not None and Path(given).resolve().parent.parent == folder.resolve()
+            if not goes_on and (folder / "checkpoints/last.ckpt").exists():
+                raise StoredFileError(
+                    f"{folder} holds a run: go on with it by --ckpt_path last, or choose another trainer.logger."
+                )
+            yield
+
     def _continue_run(self, config: Any) -> None:
         """Find a checkpoint of this very recipe, and go on in the folder of its run.
 
-        ``last`` is the newest run of the recipe; runs with other settings may lie beside it.
+        ``last`` and ``best`` are those of the newest run of the recipe; runs with other settings may lie beside it.
         """
         logger = getattr(config.trainer.logger, "init_args", None)
         runs = Path(logger.save_dir) / (logger.name or "") if logger is not None else None
         candidates = [Path(config.ckpt_path)]
-        if config.ckpt_path == "last":
+        if (which := config.ckpt_path) in NAMED_CHECKPOINTS:
             if runs is None:
-                raise UserError("--ckpt_path last needs trainer.logger with a save_dir; give a .ckpt file instead.")
-            candidates = newest_first(runs)
+                raise UserError(f"--ckpt_path {which} needs trainer.logger with a save_dir; give a .ckpt file instead.")
+            candidates = newest_first(runs, which)
             if not candidates:
-                raise StoredFileError(f"No run to resume in {runs}: start one without --ckpt_path.")
+                raise StoredFileError(
+                    f"No run to resume in {runs}: none has checkpoints/{which}.ckpt. Start one without --ckpt_path."
+                )
         settings = settings_of(self._parser(self.subcommand), config)
         changes = [name for name in config.allow_changes.split(",") if name]
         check_changes(changes)

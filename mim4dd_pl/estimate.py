@@ -1,8 +1,8 @@
 """What a run will take, from a few measured steps of each of its parts: minutes, memory, disk.
 
-Every part is run for a second or two as the run itself would do it, compiled where the run would compile (which the run
-then finds in the compiler's cache), and multiplied. Nothing is written but decoded
-images.
+Every part is run for a third of a second as the run itself would do it, and multiplied. Compiling takes minutes, so all
+parts are measured plain: where the run compiles, its minutes and its memory are upper bounds. Nothing is written but
+decoded images.
 """
 
 import copy
@@ -18,27 +18,34 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mim4dd_pl.callbacks import ClosingTable, Evaluation
+from mim4dd_pl.callbacks import Analysis, ClosingTable, Diagnostics, Evaluation
 from mim4dd_pl.data import ImageDataModule, ImageSet, Indexable, InMemory
-from mim4dd_pl.derivatives import Derivatives, Work
+from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives, Work
+from mim4dd_pl.embedding import tsne
 from mim4dd_pl.evaluation import Classifiers
-from mim4dd_pl.machine import peak_memory, total_memory
+from mim4dd_pl.files import nearest_existing
+from mim4dd_pl.machine import free_memory, peak_memory
 from mim4dd_pl.modules import DistillationModule, ExpertModule
-from mim4dd_pl.networks import FlatNetwork
+from mim4dd_pl.neighbours import nearest
 from mim4dd_pl.objectives import Scene
 from mim4dd_pl.population import Experts, Training, at_once, train
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.trajectories import Segment
 
-_MEASURED_SECONDS = 1.5
+_MEASURED_SECONDS = 0.3
+
+
+_SPARE = 0.01  # GiB beside a run's images and states: curves, pictures, tables
 
 
 class Estimate(NamedTuple):
-    """Minutes by stage; peak memory of the process (or of the CUDA device) and new files, in GiB."""
+    """Minutes by stage; peak memory of the process (or of the CUDA device), new experts and the run's files, in GiB."""
 
     minutes: dict[str, float]
     memory: float
-    disk: float
+    experts: float
+    run: float = 0.0
+    compiles: bool = False
 
 
 def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModule) -> Estimate:
@@ -57,31 +64,42 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     if not isinstance(module, DistillationModule):
         raise TypeError(f"Expected a DistillationModule or an ExpertModule, got {type(module).__name__}.")
     module.trainer = trainer
-    minutes, disk = (0.0, 0.0) if module.objective.epochs is None else _experts(module, module.experts, data, device)
+    minutes, disk = _experts(module, module.experts, data, device) if module.needs_experts else (0.0, 0.0)
     stages = {"experts": minutes}
     stages["distillation"], growth = _outer_steps(module, data, trainer.max_steps)
     memory = peak_memory(device) + growth
     images = 4 * module.synthetic.images.numel()
     heads = 0 if module.information is None else sum(part.numel() for part in module.information.parameters())
-    # A checkpoint holds images and momentum, heads and Adam's two moments; best and last are artefacts with previews.
-    disk += (2 * images + 12 * heads + 2 * 1.5 * images) / 2**30
+    # A checkpoint holds images and momentum, heads and Adam's two moments; an artefact has previews. Best and last of
+    # both, and the one that is being replaced.
+    run = 3 * (2 * images + 12 * heads + 1.5 * images) / 2**30 + _SPARE
     if (whitening := data.train.normalization.whitening) is not None:
-        disk += 2 * whitening.matrix.nbytes / 2**30  # in both artefacts
+        run += 3 * whitening.matrix.nbytes / 2**30
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evaluation):
-            stages["evaluation"], stages["closing table"] = _evaluation(trainer, module, data, callback)
-    return Estimate(stages, max(memory, peak_memory(device)), disk)
+            stages |= _evaluation(trainer, module, data, callback)
+    compiles = isinstance(module.choose_derivatives(trainer.max_steps), CompiledDerivatives)
+    return Estimate(stages, max(memory, peak_memory(device)), disk, run, compiles)
 
 
 def show(expected: Estimate, device: torch.device, folder: Path) -> None:
-    """Print the estimate beside what ``device`` and the disk of ``folder`` have."""
+    """Print the estimate beside what ``device`` and the disk of ``folder`` have; say where memory will be short."""
     for stage, minutes in expected.minutes.items():
         print(f"{stage:<14} {minutes:8.1f} min")
     print(f"{'in all':<14} {sum(expected.minutes.values()):8.1f} min")
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free / 2**30
-    print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * total_memory(device):.0f}")
-    print(f"{'disk':<14} {1024 * expected.disk:8.0f} MiB of {1024 * free:.0f} free")
+    if expected.compiles:
+        print(
+            "The run compiles its steps: that takes minutes at its start, and less than the minutes above afterwards."
+        )
+    disk = shutil.disk_usage(nearest_existing(folder)).free / 2**30
+    memory = free_memory(device)
+    print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * memory:.0f} free")
+    print(f"{'disk':<14} {1024 * (expected.experts + expected.run):8.0f} MiB of {1024 * disk:.0f} free")
+    if expected.memory > memory:
+        print(
+            "This is more memory than there is: lower model.objective.synthetic_batch_size, "
+            "model.objective.unroll_steps or model.segments_per_step, or end other programs."
+        )
 
 
 def _experts(
@@ -92,10 +110,10 @@ def _experts(
     if not missing:
         return 0.0, 0.0
     images = data.train.to(device)
-    engine = experts.derivatives(module.network, images, module.compiles, device)
+    engine = Derivatives(module.network)
     networks = min(missing, at_once(device))
     step = _training_step(engine, images, experts.training, networks)
-    validation = _classification(engine, data.validation.to(device), data.evaluation_batch_size)
+    validation = _classification(engine, data.validation.to(device), data.evaluation_batch_size) * len(data.validation)
     seconds = missing * (experts.training.steps(len(images)) * step + validation)
     size = 4 if experts.storage == "float32" else 2
     rows = experts.training.epochs + 1
@@ -105,7 +123,7 @@ def _experts(
 def _outer_steps(module: DistillationModule, data: ImageDataModule, steps: int) -> tuple[float, float]:
     """Minutes of all outer steps, and GiB by which the inner steps that were not run will raise the peak."""
     module.real = data.train.to(module.device)
-    module.derivatives = module.choose_derivatives(steps)
+    module.derivatives = Derivatives(module.network)
     if module.objective.epochs is not None:
         module.segments = _MadeUpSegments(module)  # type: ignore[assignment]
     whole = module.objective
@@ -148,36 +166,56 @@ def _saved_for_backward(module: DistillationModule) -> float:
 
 def _evaluation(
     trainer: L.Trainer, module: DistillationModule, data: ImageDataModule, evaluation: Evaluation
-) -> tuple[float, float]:
-    """Minutes of the evaluations during the run, and of the closing table."""
-    device, training = module.device, evaluation.training
+) -> dict[str, float]:
+    """Minutes of the evaluations during the run, of the closing table, and of the analysis."""
+    device, training, network = module.device, evaluation.training, module.network
+    classification = _classification(Derivatives(network), data.test.to(device), data.evaluation_batch_size)
     synthetic = InMemory(module.synthetic.result, module.synthetic.targets.detach())
 
-    def students(network: FlatNetwork, images: Indexable, training: Training, times: int) -> float:
+    def students(images: Indexable, training: Training) -> float:
         """Seconds to train the students of one row and, where their learning rate is searched, to choose it."""
-        engine = evaluation.derivatives_for(module, network, len(images), training, times)
+        engine = Derivatives(network)
         step = _training_step(engine, images, training, min(evaluation.num_students, at_once(device)))
         seconds = evaluation.num_students * training.steps(len(images)) * step
         searched = len(evaluation.candidates()) if training is evaluation.training else 1
-        return seconds if searched == 1 else searched * (seconds + classified(network, data.validation))
+        return seconds if searched == 1 else searched * (seconds + classified(data.validation))
 
-    def classified(network: FlatNetwork, images: ImageSet) -> float:
+    def classified(images: ImageSet) -> float:
         """Seconds in which the students of one row classify ``images``."""
-        seconds = _classification(Derivatives(network), images.to(device), data.evaluation_batch_size)
-        return evaluation.num_students * seconds
+        return evaluation.num_students * len(images) * classification
 
-    network, times = module.network, evaluation.times(trainer)
-    row, test = students(network, synthetic, training, times), classified(network, data.test)
-    validations = trainer.max_steps // int(trainer.val_check_interval)
-    during = validations * (row + classified(network, data.validation))
-    closing = 0.0
+    row, test = students(synthetic, training), classified(data.test)
+    validation = row + classified(data.validation)
+    during = validation * (trainer.max_steps // int(trainer.val_check_interval))
+    closing = analysis = 0.0
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ClosingTable):
+        if isinstance(callback, Diagnostics) and callback.baseline and data.validate_on != "test":
+            during += validation
+        elif isinstance(callback, Analysis):
+            analysis += 2 * row / evaluation.num_students + _looks(module, data, callback)
+        elif isinstance(callback, ClosingTable):
             # Best, last, random real images with their classes and with an expert's labels; soft labels made hard.
             closing += (5 if module.soft_labels is not None else 4) * (row + test)
             if callback.whole_set is not None:
-                closing += students(network, data.train.to(device), callback.whole_set, 1) + test
-    return during / 60, closing / 60
+                closing += students(data.train.to(device), callback.whole_set) + test
+    minutes = {"evaluation": during / 60, "closing table": closing / 60}
+    return {**minutes, "analysis": analysis / 60} if analysis else minutes
+
+
+def _looks(module: DistillationModule, data: ImageDataModule, analysis: Analysis) -> float:
+    """Seconds of what an analysis does beside training students: t-SNE of each layer, and the nearest real images.
+
+    t-SNE takes a little more than its share of points.
+    """
+    layers, few = module.network.num_layers if analysis.tsne else 0, 100
+    generator = Stream(0).generator()
+    plane = _seconds(lambda: tsne(torch.randn(few, 50, generator=generator), Stream(0)))
+    size = data.train.images[0].numel()
+    real = torch.rand(1000, size, generator=generator)
+    queries = torch.rand(len(module.synthetic) + 2000, size, generator=generator)
+    own = torch.full((len(queries),), -1)
+    search = _seconds(lambda: nearest(queries, own, [real])) * len(data.train) / len(real)
+    return layers * plane * analysis.real_images / few + search
 
 
 class _MadeUpSegments:
@@ -208,16 +246,19 @@ def _training_step(engine: Derivatives, images: Indexable, training: Training, n
 
 
 def _classification(engine: Derivatives, images: ImageSet, batch_size: int) -> float:
-    """Seconds in which one network classifies ``images``."""
+    """Seconds in which one network classifies one of ``images``."""
     batch = images.batch(torch.arange(min(batch_size, len(images)), device=images.labels.device))
     classifiers = Classifiers(engine.network, [engine.network.initial(Stream(0)).to(images.labels.device)])
-    return _seconds(lambda: classifiers.update(batch)) * len(images) / len(batch.labels)
+    return _seconds(lambda: classifiers.update(batch)) / len(batch.labels)
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Seconds of one run: after a first one, the mean over those that fit into the time for measuring."""
+    """Seconds of one run: the mean over those that fit into the time for measuring, or a first one that fills it."""
+    started = time.perf_counter()
     run()
     _finish()
+    if (first := time.perf_counter() - started) > _MEASURED_SECONDS and not torch.cuda.is_initialized():
+        return first
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < _MEASURED_SECONDS:
         run()

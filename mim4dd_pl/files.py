@@ -6,11 +6,14 @@ process leaves the old file or the new one. One flipped bit passes safetensors a
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -82,13 +85,16 @@ def restore(target: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, name: str = "") -> Iterator[None]:
+def locked(folder: Path, name: str = "", waits: bool = True) -> Iterator[None]:
     """Hold a folder, or a name in it, for this process alone while the block runs; others wait.
 
     The lock dies with the process; its file goes with the block, and the folder too if it was made and is empty.
+
+    Raises:
+        BlockingIOError: If another process holds it, and not ``waits``.
     """
     path, made = folder / f".{name}.lock" if name else folder / ".lock", _missing(folder)
-    while (descriptor := _lock(path)) is None:
+    while (descriptor := _lock(path, waits)) is None:
         pass
     try:
         yield
@@ -98,7 +104,7 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
         _remove_empty(made)
 
 
-def _lock(path: Path) -> int | None:
+def _lock(path: Path, waits: bool) -> int | None:
     """A descriptor that holds ``path``; None if the process before us removed the file, or its folder, meanwhile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +113,11 @@ def _lock(path: Path) -> int | None:
         if path.parent.is_symlink() or path.parent.is_file():
             raise
         return None
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        raise
     with suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor
@@ -136,10 +146,100 @@ def check_sha256(path: Path, expected: str, remedy: str) -> None:
     Raises:
         StoredFileError: Names the file and ends with ``remedy``.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise StoredFileError(f"{path} is missing. {remedy}")
     if (found := sha256(path)) != expected:
-        raise StoredFileError(f"{path} is damaged: its SHA-256 is {found[:12]}.., expected {expected[:12]}... {remedy}")
+        raise StoredFileError(
+            f"{path} is damaged, or the manifest.json beside it: its SHA-256 is {found[:12]}.., expected "
+            f"{expected[:12]}... {remedy}"
+        )
+
+
+def nearest_existing(folder: Path) -> Path:
+    """``folder``, or the inmost of its parents that is there, be it a folder or something in the way."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before anything is.
+
+    Raises:
+        StoredFileError: If it, or the folder in which it would be made, is no folder or read-only.
+    """
+    place = nearest_existing(folder)
+    if not place.is_dir():
+        raise StoredFileError(f"Cannot write to {folder}: {place} is no folder. Choose another one.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StoredFileError(f"Cannot write to {folder}: {place} is read-only. Choose another one.")
+
+
+def check_room(needed: Mapping[Path, int]) -> None:
+    """Refuse to begin what the disks cannot hold.
+
+    Args:
+        needed: Bytes to be written, by folder; those on one disk are added up.
+
+    Raises:
+        StoredFileError: Names the folder, what is free and what is needed.
+    """
+    wanted: dict[int, int] = {}
+    for folder, size in needed.items():
+        place = nearest_existing(folder)
+        disk = place.stat().st_dev
+        wanted[disk] = wanted.get(disk, 0) + size
+        if wanted[disk] > (free := shutil.disk_usage(place).free):
+            raise StoredFileError(
+                f"The disk of {folder} has {free / 2**20:,.0f} MiB free, {wanted[disk] / 2**20:,.0f} MiB are needed: "
+                "free space or choose another folder."
+            )
+
+
+_MOST_JSON = 2**24
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: If it is none.
+        ValueError: If it is larger than 16 MiB, or no JSON; says in words what is wrong.
+    """
+    if not os.path.isfile(path):  # a pipe would block for ever
+        raise FileNotFoundError(2, "No such file", str(path))
+    if (size := path.stat().st_size) > _MOST_JSON:
+        raise ValueError(f"it has {size:,} bytes, expected at most {_MOST_JSON:,}")
+    return parsed_json(path.read_text(encoding="utf-8"))
+
+
+def parsed_json(text: str) -> Any:
+    """What a text in JSON says; raises ValueError if it is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def check_stored(archive: IO[bytes]) -> None:
+    """Refuse a zip archive of torch's that is compressed, which torch never does: it may expand a thousandfold.
+
+    Raises:
+        ValueError: Says so.
+        BadZipFile: If it is no zip archive.
+    """
+    with zipfile.ZipFile(archive) as members:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+            raise ValueError("it holds compressed data, which torch never writes")
+
+
+def lies_inside(folder: Path, name: str) -> bool:
+    """Whether ``name`` is a plain path to below ``folder``, and no link leads out of it."""
+    plain = PurePosixPath(name)
+    if plain.is_absolute() or ".." in plain.parts or str(plain) != name:
+        return False
+    try:
+        return (folder / plain).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a null byte, a circle of links
+        return False
 
 
 def _flush(path: Path) -> None:

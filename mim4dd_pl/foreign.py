@@ -3,6 +3,8 @@
 Nothing in a file is run: tensors are read with ``weights_only=True``.
 """
 
+import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from mim4dd_pl.artefact import Distilled, read_distilled
 from mim4dd_pl.data.folder import read_pictures
 from mim4dd_pl.errors import DataError, StoredFileError
-from mim4dd_pl.files import readable
+from mim4dd_pl.files import check_stored, readable
 from mim4dd_pl.normalization import Normalization
 from mim4dd_pl.shapes import ImageShape
 
@@ -125,18 +127,25 @@ def _tensor(path: Path) -> Tensor:
     if not path.is_file():
         raise StoredFileError(f"{path} is missing: images.pt, labels.pt and lr.pt belong together.")
     try:
+        with path.open("rb") as file, suppress(zipfile.BadZipFile):  # torch's older files are no archives
+            check_stored(file)
         content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.tensor(content) if isinstance(content, (int, float)) else content
     except Exception as error:  # torch's reader of a damaged file raises whatever it stumbles upon
         reason = str(error).strip().split("\n")[0]
         raise StoredFileError(f"{path} is no readable file of tensors ({reason:.120}).") from error
-    content = torch.tensor(content) if isinstance(content, (int, float)) else content
-    if not isinstance(content, Tensor) or content.layout != torch.strided or content.is_quantized:
+    dense = isinstance(content, Tensor) and content.layout == torch.strided and content.device.type == "cpu"
+    if not dense or content.is_quantized:
         raise StoredFileError(f"{path} holds {_kind(content)}, expected a dense tensor.")
+    if content.nbytes > (size := path.stat().st_size):
+        raise StoredFileError(f"{path} holds a tensor of {content.nbytes:,} bytes in {size:,}: its numbers overlap.")
     return content.detach()
 
 
 def _kind(content: object) -> str:
-    return f"a tensor of layout {content.layout}" if isinstance(content, Tensor) else f"a {type(content).__name__}"
+    if isinstance(content, Tensor):
+        return f"a tensor of layout {content.layout} on {content.device}"
+    return f"a {type(content).__name__}"
 
 
 def _named(classes: tuple[str, ...]) -> str:

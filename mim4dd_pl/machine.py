@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -23,11 +24,18 @@ def machine(device: torch.device) -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads, {device_name(device)}"
 
 
-def total_memory(device: torch.device) -> float:
-    """GiB of the CUDA device, or of the machine."""
+def free_memory(device: torch.device) -> float:
+    """GiB that are free for this process, with what it holds: of the CUDA device, or of the machine."""
     if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 2**30
+    page = os.sysconf("SC_PAGE_SIZE") / 2**30
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, StopIteration):  # no Linux: of the whole machine
+        return float(os.sysconf("SC_PHYS_PAGES") * page)
+    return available / 2**20 + resident * page
 
 
 def peak_memory(device: torch.device) -> float:

@@ -183,11 +183,15 @@ def difference(
     return None
 
 
-def newest_first(runs: Path) -> list[Path]:
-    """The checkpoints in a folder of runs, those of the newest run first."""
+NAMED_CHECKPOINTS = ("last", "best")
+"""What ``--ckpt_path`` takes beside a file: the checkpoint of this name in the newest run of the recipe."""
+
+
+def newest_first(runs: Path, name: str) -> list[Path]:
+    """The checkpoints of one name in a folder of runs, that of the newest run first."""
     versions = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdigit()]
     versions.sort(key=lambda path: int(path.name.removeprefix("version_")), reverse=True)
-    return [path for run in versions if (path := run / "checkpoints/last.ckpt").is_file()]
+    return [path for run in versions if (path := run / "checkpoints" / f"{name}.ckpt").is_file()]
 
 
 def check_keys(recipe: Path) -> None:

@@ -45,6 +45,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".isinstance\(treespec, LeafSpec\)", category=FutureWarning)
     # torch.compile's own use of torch.jit, and its search for CUDA where there is none.
     warnings.filterwarnings("ignore", message=r".torch\.jit\.script. is deprecated", category=FutureWarning)
+    # Pillow's, of a large picture: it is measured by ours (data/catalog.py).
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=RuntimeWarning)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

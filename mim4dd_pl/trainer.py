@@ -9,6 +9,7 @@ from mim4dd_pl.callbacks import Analysis, ClosingTable, Evaluation
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import UserError
 from mim4dd_pl.estimate import estimate, show
+from mim4dd_pl.files import check_room
 from mim4dd_pl.foreign import read_set
 from mim4dd_pl.modules import DistillationModule, ExpertModule
 from mim4dd_pl.networks import FlatNetwork, NetworkFactory
@@ -19,8 +20,11 @@ class Trainer(L.Trainer):
 
     def check(self, model: L.LightningModule, datamodule: ImageDataModule) -> None:
         """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images."""
-        experts = cast(DistillationModule | ExpertModule, model).experts
-        show(estimate(self, model, datamodule), self.strategy.root_device, Path(experts.root))
+        experts = Path(cast(DistillationModule | ExpertModule, model).experts.root)
+        expected = estimate(self, model, datamodule)
+        show(expected, self.strategy.root_device, experts)
+        run = Path(self.log_dir or self.default_root_dir)
+        check_room({experts: round(2**30 * expected.experts), run: round(2**30 * expected.run)})
 
     def validate(  # type: ignore[override]
         self,
@@ -34,7 +38,7 @@ class Trainer(L.Trainer):
         Args:
             model: Of the recipe.
             datamodule: Of the recipe.
-            ckpt_path: ``last``, or a checkpoint of the recipe, whose images are evaluated.
+            ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
             distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
         """
         self._use(datamodule, distilled)
@@ -54,7 +58,7 @@ class Trainer(L.Trainer):
         Args:
             model: Of the recipe.
             datamodule: Of the recipe.
-            ckpt_path: ``last``, or a checkpoint of the recipe, whose images are evaluated.
+            ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
             distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
             across: Other networks to train on the set as well.
             results: A folder for results.json and results.csv, and for what Analysis finds.

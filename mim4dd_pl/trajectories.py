@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import check_sha256, locked, replacing, sha256, write_text
+from mim4dd_pl.files import check_sha256, locked, read_json, replacing, sha256, write_text
 
 SCHEMA = 2
 
@@ -64,8 +64,8 @@ def _file_of(expert: int) -> str:
 class TrajectoryStore:
     """The finished experts of one folder.
 
-    Opening checks that the folder fits ``spec`` and that every file is what was written. An expert appears in the
-    manifest once its file is whole, so an interrupted training keeps the finished ones.
+    Opening checks that the folder fits ``spec``, and that every file is what was written and holds an expert. An
+    expert appears in the manifest once its file is whole, so an interrupted training keeps the finished ones.
 
     Args:
         root: The folder; created with the first expert.
@@ -82,7 +82,9 @@ class TrajectoryStore:
         if self._manifest.exists():
             self._entries = self._read_manifest()
             for entry in self._entries.values():
-                check_sha256(self.root / entry["file"], entry["sha256"], self._remedy)
+                path = self.root / entry["file"]
+                check_sha256(path, entry["sha256"], self._remedy)
+                self._check_rows(path)
 
     @property
     def finished(self) -> list[int]:
@@ -152,29 +154,44 @@ class TrajectoryStore:
     def _remedy(self) -> str:
         return f"Delete {self.root} to train the experts anew, or set model.experts.root to another folder."
 
+    def _check_rows(self, path: Path) -> None:
+        """Refuse a file that is no trajectory of this store, or holds one that diverged; reads a row at a time."""
+        expected = (self.spec.epochs + 1, self.spec.num_parameters)
+        try:
+            with safe_open(path, framework="pt") as file:
+                rows = file.get_slice("trajectory")
+                shape = tuple(rows.get_shape())
+                finite = shape == expected and all(bool(rows[row].float().sum().isfinite()) for row in range(shape[0]))
+        except (OSError, SafetensorError) as error:
+            raise StoredFileError(f"{path} cannot be read: {error}. {self._remedy}") from error
+        if shape != expected:
+            raise StoredFileError(f"{path} holds a trajectory of shape {shape}, expected {expected}. {self._remedy}")
+        if not finite:
+            raise StoredFileError(f"{path} holds parameters that are not finite: the expert diverged. {self._remedy}")
+
     def _read_manifest(self) -> dict[int, dict[str, Any]]:
         try:
-            manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
+            manifest = read_json(self._manifest)
             found = {key: manifest.get(key, "missing") for key in ("schema", *asdict(self.spec))}
             entries = {
                 int(number): {"file": str(entry["file"]), "sha256": str(entry["sha256"])}
                 for number, entry in manifest["experts"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoredFileError(f"{self._manifest} is damaged ({error!r}). {self._remedy}") from error
+            raise StoredFileError(f"{self._manifest} is damaged ({error!r:.200}). {self._remedy}") from error
         wanted = {"schema": SCHEMA, **asdict(self.spec)}
         differing = [key for key in wanted if wanted[key] != found[key]]
         if differing:
             key = differing[0]
             raise StoredFileError(
-                f"Trajectories in {self.root} do not fit: their {key.replace('_', ' ')} is {found[key]}, this run's is "
-                f"{wanted[key]}. Use the same data set, network and expert settings, or set model.experts.root to "
-                "another folder."
+                f"Trajectories in {self.root} do not fit: their {key.replace('_', ' ')} is {found[key]!s:.200}, "
+                f"this run's is {wanted[key]}. Use the same data set, network and expert settings, or set "
+                "model.experts.root to another folder."
             )
         for number, entry in entries.items():
             if entry["file"] != _file_of(number):
                 raise StoredFileError(
-                    f"{self._manifest} is damaged: it names {entry['file']}, expected {_file_of(number)}. "
+                    f"{self._manifest} is damaged: it names {entry['file']:.80}, expected {_file_of(number)}. "
                     f"{self._remedy}"
                 )
         return entries

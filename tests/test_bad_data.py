@@ -85,7 +85,7 @@ CASES: list[tuple[Callable[[], object], Arguments, str]] = [
     (lambda: None, folder(), "No folder pets/train"),
     (no_classes_in_test, folder(), "pets has neither test/ nor val/ beside train/"),
     (one_class, folder(), "pets has 1 class, at least 2 are needed"),
-    (lambda: pets(dogs=0), folder(), "pets/train: Found no valid file for the classes dog"),
+    (lambda: pets(dogs=0), folder(), "pets/train/dog holds no pictures, expected some of"),
     (lambda: pets(dogs=1), folder(), "pets: class dog has 1 training images, at least 2 are needed"),
     (truncated, folder(), "pets/train/dog/13.jpg cannot be read as an image"),
     (deep_pixels, folder(), "pets/test/dog/13.tiff has pixels of mode I, expected 8 bits a channel"),

@@ -234,7 +234,7 @@ WRONG = [
     ([MODEL + "experts.training.sharpness_radius=-1"], 2, "training.sharpness_radius must be at least 0"),
     (["-c", "{twice}"], 2, "twice.yaml, line 2: threads is set twice"),
     (["-c", "{broken}"], 2, "broken.yaml is no YAML"),
-    (["-c", "{empty}"], 2, "empty.yaml holds None, expected keys and values"),
+    (["-c", "{empty}"], 2, "empty.yaml holds nothing, expected keys and values"),
     (["-c", "{unknown}"], 2, "modle"),
     (["-c", "nowhere.yaml"], 2, "No recipe nowhere.yaml"),
     (["--seed_everything=-1"], 2, "seed_everything"),
@@ -335,7 +335,7 @@ def test_a_wrong_input_is_one_line_with_the_right_exit_code_and_leaves_nothing(
 
 def test_validate_without_a_run_says_what_to_add(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "-c", str(DIGITS)]) == 4
-    assert "validate needs something to evaluate: add --ckpt_path last" in capsys.readouterr().err
+    assert "validate needs something to evaluate: add --ckpt_path last or best" in capsys.readouterr().err
     assert not list(here.iterdir())
 
 

@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from mim4dd_pl.cli import main
 from tests.conftest import CONFIGS
@@ -33,6 +35,22 @@ def test_check_names_every_stage_and_writes_nothing(here: Path, capsys: pytest.C
     assert not list(here.iterdir())
 
 
+def test_the_baseline_of_the_diagnostics_and_the_analysis_are_counted(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Were every part a second: three validations of the recipe, and a fourth for the baseline."""
+    monkeypatch.setattr("mim4dd_pl.estimate._seconds", lambda _: 1.0)
+    callbacks = yaml.safe_load(DIGITS.read_text())["trainer"]["callbacks"]
+    shown = []
+    for baseline in (False, True):
+        next(each for each in callbacks if each["class_path"] == "Diagnostics")["init_args"] = {"baseline": baseline}
+        given = [f"--trainer.callbacks={yaml.safe_dump(callbacks)}", "-c", str(CONFIGS / "with/analysis.yaml")]
+        assert main(["check", "-c", str(DIGITS), *given]) == 0
+        shown.append(numbers(capsys.readouterr().out))
+    assert shown[1]["evaluation"] == pytest.approx(4 / 3 * shown[0]["evaluation"], rel=0.01)
+    assert shown[0]["analysis"] > 0
+
+
 def test_the_disk_is_what_the_experts_take(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = ["-c", str(CONFIGS / "experts/digits.yaml"), "--trainer.enable_progress_bar=false"]
     width = "--model.init_args.network.init_args.width=128"
@@ -44,6 +62,36 @@ def test_the_disk_is_what_the_experts_take(here: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["check", *recipe, width]) == 0
     assert numbers(capsys.readouterr().out)["disk"] == 0  # they are there
+
+
+@pytest.mark.parametrize("command", ["check", "fit"])
+@pytest.mark.parametrize("key", ["model.experts.root", "trainer.logger.init_args.save_dir"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(
+    command: str, key: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mim4dd_pl.estimate._seconds", None)
+    (here / "file").touch()
+    assert main([command, "-c", str(DIGITS), f"--{key}=file/x"]) == 4
+    assert "Cannot write to file/x: " in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1
+    assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_disk_without_room_is_refused_with_what_is_needed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    assert main(["check", "-c", str(CONFIGS / "experts/digits.yaml")]) == 4
+    said = capsys.readouterr().err
+    assert re.search(r"The disk of checkpoints/experts/digits has 1 MiB free, 2 MiB are needed: free space or", said)
+
+
+def test_memory_that_is_not_there_is_said_with_the_keys_to_lower(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mim4dd_pl.estimate._memory", lambda _: 0.01)
+    assert main(["check", "-c", str(CONFIGS / "experts/digits.yaml")]) == 0
+    assert "more memory than there is: lower model.objective.synthetic_batch_size" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

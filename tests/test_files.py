@@ -1,6 +1,7 @@
 """Files and folders are whole or absent."""
 
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from safetensors import SafetensorError
 
 from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import check_sha256, locked, replacing, restore, sha256, write_text
+from mim4dd_pl.files import check_room, check_sha256, locked, replacing, restore, sha256, write_text
 
 
 def test_sha256_of_the_standard_example(tmp_path: Path) -> None:
@@ -122,6 +123,23 @@ def test_a_lock_leaves_what_is_in_its_folder(tmp_path: Path) -> None:
     with locked(tmp_path / "a/b"):
         write_text(tmp_path / "a/b/file", "text")
     assert [path.name for path in (tmp_path / "a").rglob("*")] == ["b", "file"]
+
+
+def test_a_lock_that_is_held_is_refused_where_nobody_waits(tmp_path: Path) -> None:
+    with locked(tmp_path / "a"):
+        with pytest.raises(BlockingIOError), locked(tmp_path / "a", waits=False):
+            pass
+        assert (tmp_path / "a/.lock").exists()
+    with locked(tmp_path / "a", waits=False):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_room_is_counted_for_each_disk(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    check_room({tmp_path / "a/b": free // 2})
+    with pytest.raises(StoredFileError, match=r"The disk of .*/c has [0-9,]+ MiB free, [0-9,]+ MiB are needed"):
+        check_room({tmp_path / "a/b": 2 * free // 3, tmp_path / "c": 2 * free // 3})
 
 
 def test_one_holds_a_lock_at_a_time(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mim4dd_pl import DistilledDataset
 from mim4dd_pl.cli import main
 from mim4dd_pl.files import sha256
 from tests.conftest import CONFIGS, ROOT
@@ -228,6 +230,34 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended(finished: Path, tmp_pa
     assert main([*RECIPE, *in_folder(tmp_path / "whole"), *longer]) == 0
     runs = [outcome(tmp_path / which / "digits/version_0") for which in ("copy", "whole")]
     torch.testing.assert_close(*runs, rtol=0, atol=0)
+
+
+def test_best_is_the_state_that_was_validated_best(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished / "digits/version_0"
+    events = EventAccumulator(str(run))
+    events.Reload()
+    accuracies = [event.value for event in events.Scalars("validation/accuracy")]
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == 4 * (1 + accuracies.index(max(accuracies)))
+    learned = DistilledDataset(run / "distilled/best").images
+    torch.testing.assert_close(best["state_dict"]["synthetic.images"], learned, rtol=0, atol=0)
+    assert main(["validate", *RECIPE[1:], *in_folder(finished), "--ckpt_path=best"]) == 0
+    assert f"validation accuracy {100 * max(accuracies):.2f} +- " in capsys.readouterr().out
+
+
+def test_a_run_goes_back_to_its_best_and_ends_where_it_ended(
+    uninterrupted: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    assert main([*RECIPE, *in_folder(tmp_path / "copy"), "--ckpt_path=best"]) == 0
+    torch.testing.assert_close(outcome(tmp_path / "copy/digits/version_0"), uninterrupted, rtol=0, atol=0)
+
+
+def test_a_run_without_a_validation_has_no_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "digits/version_0/checkpoints").mkdir(parents=True)
+    (tmp_path / "digits/version_0/checkpoints/last.ckpt").touch()
+    assert main([*RECIPE, *in_folder(tmp_path), "--ckpt_path=best"]) == 4
+    assert "none has checkpoints/best.ckpt" in capsys.readouterr().err
 
 
 def test_last_is_the_newest_run_of_this_recipe(finished: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""When a run keeps a checkpoint."""
+"""When a run keeps a checkpoint, and which."""
 
 import math
 from typing import Any
@@ -6,11 +6,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from mim4dd_pl.callbacks.export import Export
 from mim4dd_pl.callbacks.learned import run_folder
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt`` of a run, from which it resumes to the bit.
+    """Keeps ``checkpoints/last.ckpt`` of a run, from which it resumes to the bit, and ``best.ckpt`` beside it.
+
+    The best is :class:`Export`'s: the state right after the validation whose images are in ``distilled/best``. Being a
+    Checkpoint, this callback is called after Export has judged them.
 
     Args:
         every_n_steps: Outer steps between two of them. One is kept before each validation and after it as well, but
@@ -29,8 +33,13 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self.save(trainer)
+        if trainer.state.fn != "fit":
+            return
+        exports = [callback for callback in trainer.callbacks if isinstance(callback, Export)]  # type: ignore[attr-defined]
+        if any(export.best_step == trainer.global_step for export in exports):
+            # First: a run that is killed in between goes on from before this validation, and makes it again.
+            self.save(trainer, "best")
+        self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save(trainer)
@@ -51,6 +60,6 @@ class LastCheckpoint(Checkpoint):
         return due and progress.ready > progress.completed  # else it has been
 
     @staticmethod
-    def save(trainer: L.Trainer) -> None:
-        """Write ``last.ckpt`` now."""
-        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "last.ckpt")
+    def save(trainer: L.Trainer, name: str = "last") -> None:
+        """Write ``last.ckpt``, or another one, now."""
+        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / f"{name}.ckpt")

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import replacing
+from mim4dd_pl.files import check_stored, replacing
 
 _SEAL = b"sha256:"
 _SEAL_LENGTH = len(_SEAL) + 64
@@ -34,9 +33,7 @@ def unsealed(content: bytes) -> io.BytesIO:
         raise ValueError("it does not end with a seal of `mim4dd fit`")
     if seal != _SEAL + hashlib.sha256(body).hexdigest().encode():
         raise ValueError("it is damaged: its SHA-256 is another than the one it ends with")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it holds compressed data, which `mim4dd fit` never writes")
+    check_stored(io.BytesIO(content))
     return io.BytesIO(content)
 
 

@@ -8,6 +8,7 @@ lie the statistics and whitenings of splits, under the fingerprint of their trai
 import hashlib
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -23,7 +24,7 @@ from torch import Tensor
 from mim4dd_pl.data.catalog import Source, Split
 from mim4dd_pl.data.sets import content_hash
 from mim4dd_pl.errors import DataError
-from mim4dd_pl.files import locked, replacing, sha256, write_text
+from mim4dd_pl.files import check_room, locked, read_json, replacing, sha256, write_text
 from mim4dd_pl.normalization import Normalization, Whitening, statistics, whitened
 from mim4dd_pl.shapes import ImageShape
 
@@ -59,7 +60,7 @@ class Cache:
         if self._folder is None or not (self._folder / "about.json").is_file():
             return None
         try:
-            about = json.loads((self._folder / "about.json").read_text(encoding="utf-8"))
+            about = read_json(self._folder / "about.json")
             wrong = [name for name, size in about["bytes"].items() if (self._folder / name).stat().st_size != size]
             if about["schema"] != SCHEMA or wrong:
                 raise ValueError(f"{', '.join(wrong) or 'its schema'} is not as it was written")
@@ -74,7 +75,7 @@ class Cache:
 
         Raises:
             DataError: If a picture cannot be decoded or has another shape than the source promises; nothing is left.
-            StoredFileError: If they cannot be written.
+            StoredFileError: If they cannot be written, or the disk has no room for them.
         """
         shape = self._source.image_shape
         if self._folder is None:
@@ -83,6 +84,7 @@ class Cache:
         with locked(self._folder.parent, self._folder.name):
             # Another process may have decoded them while this one waited.
             if (found := self.find()) is None:
+                check_room({self._folder: math.prod(shape) * sum(len(split.labels) for split in splits)})
                 _log.info("Decoding %s into %s ...", self._source.name, self._folder)
                 with replacing(self._folder) as temporary:
                     temporary.mkdir()
@@ -184,7 +186,7 @@ def _mapped(folder: Path, split: str, content: str) -> Decoded:
 def _read_normalization(path: Path, zca: bool) -> Normalization | None:
     """What is known of a split; what is damaged counts as absent."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
         known = Normalization(torch.tensor(about["mean"]), torch.tensor(about["std"]))
         if not zca:
             return known

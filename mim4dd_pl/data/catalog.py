@@ -246,6 +246,23 @@ def square(images: Tensor, side: int) -> Tensor:
     return cut
 
 
+_MOST_PIXELS = 2**26  # 8192x8192; the largest picture of ImageNet is a little smaller
+_MOST_OBLONG = 64
+
+
+def check_dimensions(name: str, width: int, height: int) -> None:
+    """Refuse a picture by its header: decoded or resized it would fill the memory.
+
+    Raises:
+        DataError: If it has more than 67 million pixels, or one side is more than 64 times the other.
+    """
+    if width * height > _MOST_PIXELS or max(width, height) > _MOST_OBLONG * min(width, height):
+        raise DataError(
+            f"{name} has {width:,}x{height:,} pixels, expected at most {_MOST_PIXELS:,} and no side more than "
+            f"{_MOST_OBLONG} times the other: remove it or cut it."
+        )
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without what it adds."""
     return str(error).strip().split("\n")[0]

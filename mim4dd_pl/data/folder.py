@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
-from mim4dd_pl.data.catalog import Source, Split, check_image_size, first_line, square
+from mim4dd_pl.data.catalog import Source, Split, check_dimensions, check_image_size, first_line, square
 from mim4dd_pl.errors import DataError
 from mim4dd_pl.shapes import ImageShape
 
@@ -20,6 +20,9 @@ _Samples = list[tuple[str, int]]
 """Path and label of each picture."""
 
 _ANNOTATIONS = "val_annotations.txt"
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+"""What a picture may be, whatever its name says: Pillow runs other programs for some of the rest (PostScript)."""
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class ImageFolder(Source):
@@ -127,25 +130,40 @@ def read_pictures(folder: Path, classes: Sequence[str], image_shape: ImageShape)
 
 
 def _read(path: str, side: int) -> Tensor:
+    if not os.path.isfile(path):
+        raise DataError(f"{path} cannot be read as an image: it is no file.")  # a pipe would block for ever
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=_FORMATS) as picture:
+            check_dimensions(path, *picture.size)
             if picture.mode[0] in "IF":
                 # Pillow would cut more than 8 bits to white.
                 raise DataError(f"{path} has pixels of mode {picture.mode}, expected 8 bits a channel.")
             # A palette may hold transparent colours, which Pillow takes away in two steps only.
             colours = picture.convert("RGBA") if "transparency" in picture.info else picture
             pixels = transforms.pil_to_tensor(colours.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, *_BOMBS) as error:
         raise DataError(f"{path} cannot be read as an image: {first_line(error)}") from error
     return square(pixels, side)
 
 
 def _listing(folder: Path, numbers: Mapping[str, int]) -> _Samples:
-    try:
-        samples: _Samples = make_dataset(str(folder), dict(numbers), is_valid_file=_is_picture)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{folder}: {first_line(error)}") from error
+    """The pictures of the class folders, class by class in alphabetical order, then by path."""
+    samples: _Samples = []
+    for name, label in sorted(numbers.items()):
+        seen, found = set(), []
+        for root, _, files in os.walk(folder / name, onerror=_refuse, followlinks=True):
+            if (real := os.path.realpath(root)) in seen:
+                raise DataError(f"{root} is a link to a folder of the same class, {real}: remove it.")
+            seen.add(real)
+            found += [(root, file) for file in files if _is_picture(file)]
+        if not found:
+            raise DataError(f"{folder / name} holds no pictures, expected some of {', '.join(IMG_EXTENSIONS)}.")
+        samples += [(os.path.join(*each), label) for each in sorted(found)]
     return samples
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
 def _annotated(listed: Path, numbers: Mapping[str, int], subset: bool) -> _Samples:

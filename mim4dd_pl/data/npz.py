@@ -1,5 +1,6 @@
 """A ``.npz`` file as a source, read as a stream: one with more pixels than memory will do."""
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -11,12 +12,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mim4dd_pl.data.catalog import Source, Split, check_image_size, first_line, square
+from mim4dd_pl.data.catalog import Source, Split, check_dimensions, check_image_size, first_line, square
 from mim4dd_pl.errors import DataError
 from mim4dd_pl.normalization import chunk_length
 
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-"""What numpy and zipfile raise at a file that is not what it says."""
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise at a file that is not what it says, or is encrypted."""
+
+_MOST_COMPRESSED = 100
+"""Bytes of images out of a byte of the file: pictures of digits reach ten, zeros to fill a memory a thousand."""
 
 _MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 _KERAS = ("x_train", "y_train", "x_test", "y_test")
@@ -55,8 +69,11 @@ class Npz(Source):
                     f"{self.path} lacks {', '.join(missing)}: expected {', '.join(_MEDMNIST)}, or "
                     f"{', '.join(_KERAS)}; it has {', '.join(sorted(found))[:200] or 'nothing'}."
                 )
-            self._labels = [self._read_labels(archive, key) for key in self._keys[1::2]]
-            train, test = (self._header(archive, key) for key in self._keys[::2])
+            train, test = (self._images_header(archive, key) for key in self._keys[::2])
+            self._labels = [
+                self._read_labels(archive, key, images.shape[0])
+                for key, images in zip(self._keys[1::2], (train, test), strict=True)
+            ]
         labels = self._labels[0]
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(labels):
             raise DataError(
@@ -88,7 +105,7 @@ class Npz(Source):
 
     def _chunks(self, key: str) -> Iterator[Tensor]:
         with self._open() as archive:
-            shape, fortran_order, _ = self._header(archive, key)
+            shape, fortran_order, _ = self._images_header(archive, key)
             try:
                 with archive.open(f"{key}.npy") as member:
                     _read_header(member)
@@ -108,38 +125,62 @@ class Npz(Source):
         except _UNREADABLE as error:
             raise DataError(f"{self.path} is no readable .npz file: {first_line(error)}") from error
 
-    def _read_labels(self, archive: zipfile.ZipFile, key: str) -> Tensor:
+    def _read_labels(self, archive: zipfile.ZipFile, key: str, images: int) -> Tensor:
+        header = self._header(archive, key)
+        flat = header.shape in ((count := max(header.shape, default=0),), (count, 1))
+        if header.dtype.kind not in "iu" or count == 0 or not flat:
+            raise DataError(
+                f"{key} of {self.path} must be integers of shape (N,) or (N, 1), got {header.dtype} of shape "
+                f"{header.shape}."
+            )
+        if count != images:  # so that they take no more memory than the images
+            raise DataError(f"{self.name} has {images} images and {count} labels in a split, expected as many.")
         try:
             with archive.open(f"{key}.npy") as member:
                 labels = np.lib.format.read_array(member, allow_pickle=False)
         except _UNREADABLE as error:
             raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
-        flat = labels.shape in ((labels.size,), (labels.size, 1))
-        if labels.dtype.kind not in "iu" or labels.size == 0 or not flat:
-            raise DataError(
-                f"{key} of {self.path} must be integers of shape (N,) or (N, 1), got {labels.dtype} of shape "
-                f"{labels.shape}."
-            )
         return torch.from_numpy(labels.astype(np.int64).reshape(-1))
 
-    def _header(self, archive: zipfile.ZipFile, key: str) -> _Header:
-        try:
-            with archive.open(f"{key}.npy") as member:
-                header = _read_header(member)
-        except _UNREADABLE as error:
-            raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
-        if header.dtype != np.uint8 or len(header.shape) not in (3, 4) or 0 in header.shape:
+    def _images_header(self, archive: zipfile.ZipFile, key: str) -> _Header:
+        header = self._header(archive, key)
+        if header.dtype != np.uint8 or len(header.shape) not in (3, 4) or min(header.shape) < 1:
             raise DataError(
                 f"{key} of {self.path} must be uint8 of shape (N, h, w) or (N, h, w, c), got {header.dtype} of shape "
                 f"{header.shape}."
             )
+        check_dimensions(f"{key} of {self.path}", header.shape[2], header.shape[1])
+        stored = archive.getinfo(f"{key}.npy").compress_size
+        if math.prod(header.shape) > _MOST_COMPRESSED * stored:
+            raise DataError(
+                f"{key} of {self.path} claims {math.prod(header.shape):,} bytes of images in {stored:,} bytes of the "
+                f"file, expected at most {_MOST_COMPRESSED} times as many."
+            )
+        return header
+
+    def _header(self, archive: zipfile.ZipFile, key: str) -> _Header:
+        """What an array says of itself, if the file has as many bytes for it."""
+        try:
+            info = archive.getinfo(f"{key}.npy")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"it is compressed by method {info.compress_type}, expected numpy's (0 or 8)")
+            with archive.open(info) as member:
+                header = _read_header(member)
+                length = member.tell()
+            expected = length + header.dtype.itemsize * math.prod(header.shape)
+            if not header.dtype.hasobject and info.file_size != expected:
+                raise ValueError(f"it has {info.file_size:,} bytes, its header tells of {expected:,}")
+            if info.compress_size > self.path.stat().st_size:
+                raise ValueError(f"it claims {info.compress_size:,} bytes, the whole file has fewer")
+        except _UNREADABLE as error:
+            raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
         return header
 
 
 def _read_header(member: IO[bytes]) -> _Header:
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return _Header(*read(member))
+    if (version := np.lib.format.read_magic(member)) != (1, 0):  # others are for headers of more than 64 KiB
+        raise ValueError(f"it is of npy version {version}, expected (1, 0)")
+    return _Header(*np.lib.format.read_array_header_1_0(member))
 
 
 def _stream(member: IO[bytes], shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.uint8]]:

@@ -179,6 +179,11 @@ class DistillationModule(L.LightningModule):
         self.store = open_store(self.experts, self.network, data)
         self._data = data
 
+    @property
+    def needs_experts(self) -> bool:
+        """Whether a fit reads experts, and trains those that are missing."""
+        return self.objective.epochs is not None
+
     @torch.no_grad()
     def seen_by_expert(self, images: Tensor) -> Tensor | None:
         """Logits of images (S, c, h, w) by the first expert after its last epoch; None if it is not there."""

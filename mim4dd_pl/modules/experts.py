@@ -133,6 +133,7 @@ class ExpertModule(L.LightningModule):
         self.automatic_optimization = False
         self.network = FlatNetwork(network, image_shape, num_classes)
         self.experts = experts
+        self.needs_experts = True
         self.compiles: Compile = compile  # Module.compile is a method
         self.unused = nn.Parameter(torch.zeros(()))  # DistributedDataParallel takes no module without one
 

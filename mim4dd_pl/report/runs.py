@@ -1,6 +1,5 @@
 """A run as it lies on the disk: results, curves, recipe, pictures, diagnostics; each as far as it is there."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mim4dd_pl.errors import StoredFileError
+from mim4dd_pl.files import parsed_json
 from mim4dd_pl.report.curves import Curve, read_curves
 
 _REMEDY = "Use another copy, or run the fit again."
@@ -154,7 +154,7 @@ def _classes(path: Path) -> tuple[str, ...]:
         return ()
     try:
         with safe_open(path, framework="pt") as file:
-            return tuple(map(str, json.loads(file.metadata()["mim4dd_pl"])["classes"]))
+            return tuple(map(str, parsed_json(file.metadata()["mim4dd_pl"])["classes"]))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise StoredFileError(f"{path} is damaged ({error!r}). {_REMEDY}") from error
 
@@ -163,7 +163,7 @@ def _json(path: Path) -> Any:
     """What the file holds, None if it is not there."""
     text = _text(path)
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else parsed_json(text)
     except ValueError as error:
         raise StoredFileError(f"{path} is damaged ({error}). {_REMEDY}") from error
 

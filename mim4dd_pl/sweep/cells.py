@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import write_text
+from mim4dd_pl.files import parsed_json, write_text
 from mim4dd_pl.sweep.plan import Sweep, Variant
 from mim4dd_pl.yamls import dotted, read_mapping
 
@@ -102,7 +102,7 @@ class Cell:
     def _kept(self) -> dict[str, Any]:
         """The settings that it was last begun with."""
         try:
-            return dict(json.loads((self.folder / "cell.json").read_text(encoding="utf-8")))
+            return dict(parsed_json((self.folder / "cell.json").read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             return {}
 
@@ -115,7 +115,7 @@ def cells(sweep: Sweep, out: Path) -> list[Cell]:
 
 
 def _read(results: Path) -> Outcome:
-    content = json.loads(results.read_text(encoding="utf-8"))
+    content = parsed_json(results.read_text(encoding="utf-8"))
     last = next(row for row in content["test"] if row["trained_on"] == "distilled (last)")
     best = next((row for row in content["test"] if row["trained_on"].startswith("distilled (best")), last)
     return Outcome(last["accuracy"], best["accuracy"], last["std"], content["minutes"])
