@@ -344,7 +344,10 @@ def test_experts_of_another_recipe_are_refused_and_kept(here: Path, capsys: pyte
     assert main(["fit", "-c", str(experts), *tiny(experts)]) == 0
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     assert main(["fit", "-c", str(DIGITS), "--model.init_args.experts.training.lr=0.1"]) == 4
-    assert "Trajectories in checkpoints/experts/digits do not fit: their training is" in capsys.readouterr().err
+    assert (
+        "The trajectories of checkpoints/experts/digits/manifest.json do not fit: their training is"
+        in capsys.readouterr().err
+    )
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
 
 

@@ -177,7 +177,7 @@ def test_experts_that_do_not_fit_cost_their_row_and_nothing_else(
     """The set of a ConvNet tested on another network, whose experts are not those in the recipe's folder."""
     arguments = [*recipe, callbacks(), f"--distilled={run}/distilled/last", "--model.network={class_path: MLP}"]
     assert main(["test", *arguments, f"--results={tmp_path}"]) == 0
-    assert "No row with an expert's labels: Trajectories in" in capsys.readouterr().out
+    assert "No row with an expert's labels: The trajectories of" in capsys.readouterr().out
     content = json.loads((tmp_path / "results.json").read_text())
     assert "random real, an expert's labels" not in {row["trained_on"] for row in content["test"]}
     assert content["ranking"] == {}  # soft labels, and neither an expert's nor the whole set beside them
