@@ -184,7 +184,8 @@ class TrajectoryStore:
         if differing:
             key = differing[0]
             raise StoredFileError(
-                f"The trajectories of {self._manifest} do not fit: their {key.replace('_', ' ')} is {found[key]!s:.200}, "
+                f"The trajectories of {self._manifest} do not fit: their {key.replace('_', ' ')} is "
+                f"{found[key]!s:.200}, "
                 f"this run's is {wanted[key]}. Use the same data set, network and expert settings, or set "
                 "model.experts.root to another folder."
             )
