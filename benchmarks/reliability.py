@@ -308,11 +308,12 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--terminations", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", help="where the runs are; that of temporary files by default")
     options = parser.parse_args()
     torch.set_num_threads(1)
     chance = random.Random(options.seed)
     rows: list[list[str]] = []
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
         campaigns: dict[str, Callable[[], Counter[str]]] = {
             "bits and ends": lambda: flips(options.flips, chance, Path(place) / "flips"),
             "kill -9": lambda: kills(options.kills, chance, Path(place) / "kills"),
