@@ -82,11 +82,13 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     return Estimate(stages, max(memory, peak_memory(device)), disk, run, compiles)
 
 
-def show(expected: Estimate, device: torch.device, folder: Path) -> None:
+def show(expected: Estimate, device: torch.device, folder: Path, processes: int = 1) -> None:
     """Print the estimate beside what ``device`` and the disk of ``folder`` have; say where memory will be short."""
     for stage, minutes in expected.minutes.items():
         print(f"{stage:<14} {minutes:8.1f} min")
     print(f"{'in all':<14} {sum(expected.minutes.values()):8.1f} min")
+    if processes > 1:
+        print(f"{processes} processes share this: with a device each they take about 1/{processes} of the minutes.")
     if expected.compiles:
         print(
             "The run compiles its steps: that takes minutes at its start, and less than the minutes above afterwards."

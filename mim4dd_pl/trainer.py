@@ -22,7 +22,7 @@ class Trainer(L.Trainer):
         """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images."""
         experts = Path(cast(DistillationModule | ExpertModule, model).experts.root)
         expected = estimate(self, model, datamodule)
-        show(expected, self.strategy.root_device, experts)
+        show(expected, self.strategy.root_device, experts, self.world_size)
         run = Path(self.log_dir or self.default_root_dir)
         check_room({experts: round(2**30 * expected.experts), run: round(2**30 * expected.run)})
 

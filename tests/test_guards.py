@@ -15,18 +15,22 @@ PLAIN = DistillationModule.mean_gradients
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: range, field: str = "host_loss") -> None:
+    whole = DistillationModule.mean_gradients
+
     def mean_gradients(self: DistillationModule, step: int) -> Gradients:
-        mean = PLAIN(self, step)
+        mean = whole(self, step)
         return mean._replace(**{field: getattr(mean, field) * float("nan")}) if step in steps else mean
 
     monkeypatch.setattr(DistillationModule, "mean_gradients", mean_gradients)
 
 
 def run_out(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    whole = DistillationModule.mean_gradients
+
     def mean_gradients(self: DistillationModule, step: int) -> Gradients:
         if step == at:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return PLAIN(self, step)
+        return whole(self, step)
 
     monkeypatch.setattr(DistillationModule, "mean_gradients", mean_gradients)
 
@@ -46,6 +50,21 @@ def test_a_skipped_step_counts_and_changes_nothing(field: str, tmp_path: Path, m
     assert (after["global_step"], after["skips"]) == (8, {"in_row": 4, "total": 4})
     for part in ("state_dict", "optimizer_states"):
         torch.testing.assert_close(after[part], before[part], rtol=0, atol=0)
+
+
+def test_a_run_that_goes_on_after_a_skipped_step_equals_the_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, range(3, 4))
+    assert main([*RECIPE, *in_folder(tmp_path / "whole")]) == 0
+    arguments = [*RECIPE, *in_folder(tmp_path / "cut")]
+    with monkeypatch.context() as stopped:
+        run_out(stopped, 5)
+        assert main(arguments) == 2
+    assert main([*arguments, "--ckpt_path=last"]) == 0
+    assert kept(tmp_path / "cut")["skips"] == {"in_row": 0, "total": 1}
+    runs = [outcome(tmp_path / which / "digits/version_0") for which in ("cut", "whole")]
+    torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
 def test_ten_in_a_row_end_the_run_with_one_line(
