@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 30
 
-.PHONY: help demo test lint types tests format bench bench-gpu gpu clean
+.PHONY: help demo test lint types tests format bench bench-gpu gpu reliability clean
 
 help:  ## List these words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,10 @@ bench-gpu: $(VENV)/.installed  ## The same on a CUDA device
 	$(BIN)/python -m benchmarks.experts --device cuda --networks 10
 	$(BIN)/python -m benchmarks.evaluation --device cuda --networks 5
 	$(BIN)/python -m benchmarks.information --device cuda
+
+reliability: $(VENV)/.installed-test  ## Slow tests, then runs killed, terminated and damaged at random: about an hour
+	$(BIN)/python -m pytest -m slow -n 0 tests
+	$(BIN)/python -m benchmarks.reliability
 
 gpu: $(VENV)/.installed-test  ## On a CUDA device: its tests, bench-gpu, then rows of the table for MINUTES=30
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu needs a CUDA device')"
