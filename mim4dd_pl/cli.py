@@ -123,6 +123,7 @@ class DistillationCLI(LightningCLI):
                 "inference_mode": False,
                 "use_distributed_sampler": False,
                 "enable_model_summary": False,
+                "devices": 1,  # more need more segments per step: configs/with/ddp.yaml
                 "log_every_n_steps": 10,
             },
             args=args,

@@ -209,7 +209,9 @@ class DistillationModule(L.LightningModule):
                     pass
             self.segments = SegmentDraw(self.store, self.experts, read, self.stream, self._share)
         if self.soft_labels is not None and self._loaded_step is None:
-            self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.images)))
+            # One process's, as a GPU may round differently every time.
+            seen = cast(Tensor, self.seen_by_expert(self.synthetic.images)).cpu()
+            self.synthetic.start_labels_from(self.trainer.strategy.broadcast(seen).to(self.device))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
 
     def on_fit_end(self) -> None:
