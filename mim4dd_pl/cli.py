@@ -170,7 +170,10 @@ class DistillationCLI(LightningCLI):
         for recipe in joined + [value for flag, value in pairwise(args) if flag in ("-c", "--config")]:
             check_keys(Path(recipe))
         check_links(args)
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except (ValueError, TypeError, RecursionError) as error:  # of a file that is no YAML in place of a value
+            raise UserError(reason_of(error)) from error
         check_limits(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:

@@ -1,8 +1,8 @@
 """What a run will take, from a few measured steps of each of its parts: minutes, memory, disk.
 
-Every part is run for a third of a second as the run itself would do it, and multiplied. Compiling takes minutes, so all
-parts are measured plain: where the run compiles, its minutes and its memory are upper bounds. Nothing is written but
-decoded images.
+Every part is run for a third of a second as the run itself would do it, and multiplied. Compiling takes minutes, so
+plain steps are measured unless compiled ones are asked for (which the run then finds in the compiler's cache): where
+the run compiles, plain minutes are an upper bound. Nothing is written but decoded images.
 """
 
 import copy
@@ -48,21 +48,25 @@ class Estimate(NamedTuple):
     compiles: bool = False
 
 
-def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModule) -> Estimate:
+def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModule, compiled: bool) -> Estimate:
     """Measure a few steps of every stage that ``fit`` would run.
 
     Args:
         trainer: With the callbacks of the recipe.
         module: Attached to ``data``.
         data: Set up.
+        compiled: Measure compiled steps where the run compiles.
     """
     device = trainer.strategy.root_device
     module.to(device)
+    if not isinstance(module, DistillationModule | ExpertModule):
+        raise TypeError(f"Expected a DistillationModule or an ExpertModule, got {type(module).__name__}.")
+    compiles = not compiled and _compiles(trainer, module, data)
+    if not compiled:
+        module.compiles = False
     if isinstance(module, ExpertModule):
         minutes, disk = _experts(module, module.experts, data, device)
-        return Estimate({"experts": minutes}, peak_memory(device), disk)
-    if not isinstance(module, DistillationModule):
-        raise TypeError(f"Expected a DistillationModule or an ExpertModule, got {type(module).__name__}.")
+        return Estimate({"experts": minutes}, peak_memory(device), disk, compiles=compiles)
     module.trainer = trainer
     minutes, disk = _experts(module, module.experts, data, device) if module.needs_experts else (0.0, 0.0)
     stages = {"experts": minutes}
@@ -78,7 +82,6 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evaluation):
             stages |= _evaluation(trainer, module, data, callback)
-    compiles = isinstance(module.choose_derivatives(trainer.max_steps), CompiledDerivatives)
     return Estimate(stages, max(memory, peak_memory(device)), disk, run, compiles)
 
 
@@ -90,9 +93,7 @@ def show(expected: Estimate, device: torch.device, folder: Path, processes: int 
     if processes > 1:
         print(f"{processes} processes share this: with a device each they take about 1/{processes} of the minutes.")
     if expected.compiles:
-        print(
-            "The run compiles its steps: that takes minutes at its start, and less than the minutes above afterwards."
-        )
+        print("The run compiles its steps and takes less than these minutes; --compiled true measures how much less.")
     disk = shutil.disk_usage(nearest_existing(folder)).free / 2**30
     memory = free_memory(device)
     print(f"{'memory':<14} {1024 * expected.memory:8.0f} MiB of {1024 * memory:.0f} free")
@@ -104,6 +105,16 @@ def show(expected: Estimate, device: torch.device, folder: Path, processes: int 
         )
 
 
+def _compiles(trainer: L.Trainer, module: DistillationModule | ExpertModule, data: ImageDataModule) -> bool:
+    """Whether the run compiles what it spends most of its time in."""
+    if isinstance(module, ExpertModule):
+        device = trainer.strategy.root_device
+        engine = module.experts.derivatives(module.network, data.train, module.compiles, device)
+    else:
+        engine = copy.copy(module).choose_derivatives(trainer.max_steps)  # of a copy, which may keep its decision
+    return isinstance(engine, CompiledDerivatives)
+
+
 def _experts(
     module: DistillationModule | ExpertModule, experts: Experts, data: ImageDataModule, device: torch.device
 ) -> tuple[float, float]:
@@ -112,7 +123,7 @@ def _experts(
     if not missing:
         return 0.0, 0.0
     images = data.train.to(device)
-    engine = Derivatives(module.network)
+    engine = experts.derivatives(module.network, images, module.compiles, device)
     networks = min(missing, at_once(device))
     step = _training_step(engine, images, experts.training, networks)
     validation = _classification(engine, data.validation.to(device), data.evaluation_batch_size) * len(data.validation)
@@ -125,7 +136,7 @@ def _experts(
 def _outer_steps(module: DistillationModule, data: ImageDataModule, steps: int) -> tuple[float, float]:
     """Minutes of all outer steps, and GiB by which the inner steps that were not run will raise the peak."""
     module.real = data.train.to(module.device)
-    module.derivatives = Derivatives(module.network)
+    module.derivatives = module.choose_derivatives(steps)
     if module.objective.epochs is not None:
         module.segments = _MadeUpSegments(module)  # type: ignore[assignment]
     whole = module.objective
@@ -174,9 +185,9 @@ def _evaluation(
     classification = _classification(Derivatives(network), data.test.to(device), data.evaluation_batch_size)
     synthetic = InMemory(module.synthetic.result, module.synthetic.targets.detach())
 
-    def students(images: Indexable, training: Training) -> float:
+    def students(images: Indexable, training: Training, times: int) -> float:
         """Seconds to train the students of one row and, where their learning rate is searched, to choose it."""
-        engine = Derivatives(network)
+        engine = evaluation.derivatives_for(module, network, len(images), training, times)
         step = _training_step(engine, images, training, min(evaluation.num_students, at_once(device)))
         seconds = evaluation.num_students * training.steps(len(images)) * step
         searched = len(evaluation.candidates()) if training is evaluation.training else 1
@@ -186,7 +197,7 @@ def _evaluation(
         """Seconds in which the students of one row classify ``images``."""
         return evaluation.num_students * len(images) * classification
 
-    row, test = students(synthetic, training), classified(data.test)
+    row, test = students(synthetic, training, evaluation.times(trainer)), classified(data.test)
     validation = row + classified(data.validation)
     during = validation * (trainer.max_steps // int(trainer.val_check_interval))
     closing = analysis = 0.0
@@ -199,7 +210,7 @@ def _evaluation(
             # Best, last, random real images with their classes and with an expert's labels; soft labels made hard.
             closing += (5 if module.soft_labels is not None else 4) * (row + test)
             if callback.whole_set is not None:
-                closing += students(data.train.to(device), callback.whole_set) + test
+                closing += students(data.train.to(device), callback.whole_set, 1) + test
     minutes = {"evaluation": during / 60, "closing table": closing / 60}
     return {**minutes, "analysis": analysis / 60} if analysis else minutes
 
@@ -255,11 +266,10 @@ def _classification(engine: Derivatives, images: ImageSet, batch_size: int) -> f
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Seconds of one run: the mean over those that fit into the time for measuring, or a first one that fills it."""
+    """Seconds of one run: after a first one, unless that took long, the mean over those that fit into the time."""
     started = time.perf_counter()
     run()
-    _finish()
-    if (first := time.perf_counter() - started) > _MEASURED_SECONDS and not torch.cuda.is_initialized():
+    if (first := time.perf_counter() - started) > 10 * _MEASURED_SECONDS and not torch.cuda.is_initialized():
         return first
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < _MEASURED_SECONDS:

@@ -18,10 +18,19 @@ from mim4dd_pl.networks import FlatNetwork, NetworkFactory
 class Trainer(L.Trainer):
     """Each public method is a command, each of its arguments an option."""
 
-    def check(self, model: L.LightningModule, datamodule: ImageDataModule) -> None:
-        """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images."""
+    def check(self, model: L.LightningModule, datamodule: ImageDataModule, compiled: bool = False) -> None:
+        """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images.
+
+        Args:
+            model: Of the recipe.
+            datamodule: Of the recipe.
+            compiled: Measure compiled steps where the run compiles: that takes minutes, which the run then saves.
+
+        Raises:
+            StoredFileError: If a disk has no room for what the run writes.
+        """
         experts = Path(cast(DistillationModule | ExpertModule, model).experts.root)
-        expected = estimate(self, model, datamodule)
+        expected = estimate(self, model, datamodule, compiled)
         show(expected, self.strategy.root_device, experts, self.world_size)
         run = Path(self.log_dir or self.default_root_dir)
         check_room({experts: round(2**30 * expected.experts), run: round(2**30 * expected.run)})

@@ -1,20 +1,25 @@
 """The program as users meet it: every recipe runs, every mistake is one line."""
 
+import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from safetensors.torch import load_file, save_file
 
 from mim4dd_pl import DistilledDataset
 from mim4dd_pl.cli import main
 from mim4dd_pl.critics import Critic
 from mim4dd_pl.data import Digits, ImageDataModule
+from mim4dd_pl.files import sha256
 from mim4dd_pl.heads import Head
 from mim4dd_pl.modules.distillation import InformationFactory
 from tests.conftest import CONFIGS
-from tests.fakes import TORCHVISION, trust_fakes, write_pictures, write_torchvision
+from tests.fakes import TORCHVISION, noise, trust_fakes, write_pictures, write_torchvision
 
 DIGITS = CONFIGS / "distill/digits.yaml"
 RECIPES = sorted((CONFIGS / "experts").glob("*.yaml")) + sorted((CONFIGS / "distill").glob("*.yaml"))
@@ -287,8 +292,42 @@ WRONG = [
         "allow_changes takes model.lr_images, model.lr_student_lr",
     ),
     (["--ckpt_path=nowhere.ckpt"], 4, "No checkpoint nowhere.ckpt"),
+    ([MODEL + "lr_im=1"], 2, "Option 'lr_im' is not accepted"),
+    (["--ckpt=last"], 2, "unrecognized arguments: --ckpt=last"),
+    (["frobnicate"], 2, "unrecognized arguments: frobnicate"),
+    ([MODEL + "images_per_class=1.5"], 2, "model.images_per_class: Expected a <class 'int'>. Got value: 1.5"),
+    ([MODEL + "images_per_class=true"], 2, "model.images_per_class: Expected a <class 'int'>. Got value: True"),
+    ([MODEL + "network.init_args.width=-3"], 2, "model.network depth and width must be at least 1, got depth 2 and"),
+    (["--trainer.logger.class_path=os.system"], 2, "Import path os.system does not correspond to a subclass of Logger"),
+    (["--trainer.max_steps=1e3"], 2, "trainer.max_steps: Expected a <class 'int'>. Got value: 1000.0"),
+    (["-c", "{aliases}"], 2, "aliases.yaml holds more than 100,000 values: its aliases multiply"),
+    (["-c", "{deep}"], 2, "deep.yaml is nested too deeply"),
+    (["-c", "{word}"], 2, "word.yaml holds a str, expected keys and values"),
+    (["-c", "{code}"], 2, "code.yaml is no YAML: could not determine a constructor for the tag"),
+    (["-c", "{number}"], 2, "Key must be a string, got: 1"),
+    (["-c", "loop"], 2, "No recipe loop"),
+    (["--data=pickle.npz"], 2, "'utf-8' codec can't decode"),
+    (["--data.source=Npz", DATA + "path=loop"], 3, "No such file: loop (data.source.path)"),
+    (["--data.source=Npz", DATA + "path=pipe"], 3, "No such file: pipe (data.source.path)"),
+    (["--data.source=Npz", DATA + "path=pickle.npz"], 3, "pickle.npz is no readable .npz file"),
+    (["--data.source=Npz", DATA + "path=objects.npz"], 3, "x_train of objects.npz must be uint8"),
+    (["--data.source=ImageFolder", DATA + "root=loop", DATA + "image_size=8"], 3, "No folder loop/train"),
+    (["--ckpt_path=best"], 4, "No run to resume in checkpoints/digits: none has checkpoints/best.ckpt"),
+    (["--ckpt_path=loop"], 4, "No checkpoint loop"),
+    (["--ckpt_path=."], 4, "No checkpoint ."),
+    (["--ckpt_path=pickle.ckpt"], 4, "pickle.ckpt is no readable checkpoint"),
+    ([MODEL + "experts.root=loop/a"], 4, "Cannot write to loop/a: "),
+    (["--trainer.logger.init_args.save_dir=loop"], 4, "Cannot write to loop: "),
+    ([MODEL + "experts.root=" + "x" * 300], 4, "File name too long"),
     (["--ckpt_path=http://localhost/x.ckpt"], 4, "No checkpoint http:/localhost/x.ckpt. Give a local .ckpt file"),
 ]
+
+
+class Payload:
+    """A pickle that leaves a file where it is loaded as code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch pwned",)
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), WRONG, ids=[row[2] for row in WRONG])
@@ -315,6 +354,11 @@ def test_a_wrong_input_is_one_line_with_the_right_exit_code_and_leaves_nothing(
         "list": "trainer: [1]",
         "key": "? [a, b]\n: 1",
         "cycle": "model: &model {init_args: *model}",
+        "aliases": "a: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 50)),
+        "deep": "a: " + "[" * 3000,
+        "word": "threads",
+        "code": "!!python/object/apply:os.system ['touch pwned']",
+        "number": "1: 2",
     }
     paths = {name: here / f"{name}.yaml" for name in files}
     for name, path in paths.items():
@@ -323,6 +367,12 @@ def test_a_wrong_input_is_one_line_with_the_right_exit_code_and_leaves_nothing(
         argument.format(**paths) if argument.startswith(("{", DATA, "--config=")) else argument
         for argument in arguments
     ]
+    (here / "loop").symlink_to("loop")
+    os.mkfifo(here / "pipe")
+    for name in ("pickle.npz", "pickle.ckpt"):
+        torch.save(Payload(), here / name, _use_new_zipfile_serialization=False)
+    objects = np.array([Payload()], dtype=object)
+    np.savez(here / "objects.npz", x_train=objects, y_train=objects, x_test=objects, y_test=objects)
     before = sorted(here.iterdir())
     assert main(["fit", "-c", str(DIGITS), *given]) == code
     stderr = capsys.readouterr().err
@@ -349,6 +399,85 @@ def test_experts_of_another_recipe_are_refused_and_kept(here: Path, capsys: pyte
         in capsys.readouterr().err
     )
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def damaged_experts(folder: Path, damage: str) -> None:
+    """Two finished experts of the recipe, the first one with a parameter that is no number, or of another shape."""
+    experts = CONFIGS / "experts/digits.yaml"
+    assert main(["fit", "-c", str(experts), *tiny(experts)]) == 0
+    path = folder / "checkpoints/experts/digits/expert_0000.safetensors"
+    trajectory = load_file(path)["trajectory"]
+    trajectory[1, 2] = torch.nan
+    save_file({"trajectory": trajectory if damage == "nan" else torch.zeros(5, 7)}, path)
+    manifest = path.parent / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["experts"]["0"]["sha256"] = sha256(path)
+    manifest.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("nan", "expert_0000.safetensors holds parameters that are not finite: the expert diverged"),
+        ("shape", "expert_0000.safetensors holds a trajectory of shape (5, 7), expected (5, 10"),
+    ],
+)
+def test_trajectories_that_are_no_experts_are_refused_before_a_run_begins(
+    damage: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged_experts(here, damage)
+    before = sorted(here.rglob("*"))
+    capsys.readouterr()
+    assert main(["fit", "-c", str(DIGITS)]) == 4
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert stderr.count("\n") == 1
+    assert sorted(here.rglob("*")) == before
+
+
+def test_trajectories_of_another_architecture_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experts = CONFIGS / "experts/digits.yaml"
+    assert main(["fit", "-c", str(experts), *tiny(experts)]) == 0
+    assert main(["fit", "-c", str(DIGITS), "--model.init_args.network.init_args.width=16"]) == 4
+    assert "do not fit: their network is ConvNet(" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["images.pt", "labels.pt", "lr.pt"])
+def test_a_pickle_among_foreign_tensors_is_not_loaded(
+    name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for each, content in (
+        ("images", torch.zeros(10, 1, 8, 8)),
+        ("labels", torch.arange(10)),
+        ("lr", torch.tensor(1.0)),
+    ):
+        torch.save(content, here / f"{each}.pt")
+    torch.save({"images": Payload()}, here / name)
+    assert main(["test", "-c", str(DIGITS), "--distilled=."]) == 4
+    stderr = capsys.readouterr().err
+    assert f"{name} is no readable file of tensors" in stderr
+    assert stderr.count("\n") == 1
+    assert not (here / "pwned").exists()
+
+
+def test_paths_with_spaces_and_letters_of_any_script_are_paths(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = here / "my döcs/数据 [1] {x}, 'q' #2"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    (place / "my recipe é.yaml").write_text(DIGITS.read_text())
+    labels = np.arange(200) % 10
+    images = noise(200, 8, 8)
+    np.savez(place / "bilder ü.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    arguments = ["-c", "my recipe é.yaml", *tiny(DIGITS), "--data.source=Npz", DATA + "path=bilder ü.npz"]
+    arguments += [MODEL + "experts.root=exp érts/β", "--trainer.logger.init_args.save_dir=läufe hier"]
+    assert main(["fit", *arguments]) == 0
+    assert main(["validate", *arguments, "--ckpt_path=best"]) == 0
+    assert main(["fit", *arguments, f"--ckpt_path={place}/läufe hier/digits/version_0/checkpoints/last.ckpt"]) == 0
+    assert main(["validate", *arguments, f"--distilled={place}/läufe hier/digits/version_0/distilled/last"]) == 0
+    assert len(list((place / "exp érts/β").glob("expert_*"))) == 2
+    assert [path.name for path in (place / "läufe hier/digits").iterdir()] == ["version_0"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\x80\x04cos\nsystem\n(S'true'\ntR."])

@@ -89,7 +89,7 @@ def test_a_disk_without_room_is_refused_with_what_is_needed(
 def test_memory_that_is_not_there_is_said_with_the_keys_to_lower(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mim4dd_pl.estimate._memory", lambda _: 0.01)
+    monkeypatch.setattr("mim4dd_pl.estimate.free_memory", lambda _: 0.01)
     assert main(["check", "-c", str(CONFIGS / "experts/digits.yaml")]) == 0
     assert "more memory than there is: lower model.objective.synthetic_batch_size" in capsys.readouterr().out
 

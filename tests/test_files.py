@@ -100,7 +100,7 @@ def test_a_flipped_bit_and_a_missing_file_are_named(tmp_path: Path) -> None:
     expected = sha256(path)
     check_sha256(path, expected, "Do this.")
     path.write_bytes(b"abb")
-    with pytest.raises(StoredFileError, match=r"weights is damaged: .* Do this\."):
+    with pytest.raises(StoredFileError, match=r"weights is damaged, or the manifest.json beside it: .* Do this\."):
         check_sha256(path, expected, "Do this.")
     path.unlink()
     with pytest.raises(StoredFileError, match="weights is missing"):

@@ -40,7 +40,7 @@ class ImageFolder(Source):
     def __init__(self, root: str, image_size: int, classes: list[str] | None = None) -> None:
         check_image_size(image_size)
         self.root = Path(root)
-        self.name = self.root.resolve().name
+        self.name = os.path.basename(os.path.realpath(root))
         self.image_shape = (3, image_size, image_size)
         train = self.root / "train"
         if not train.is_dir():

@@ -1,6 +1,7 @@
 """A ``.npz`` file as a source, read as a stream: one with more pixels than memory will do."""
 
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -118,10 +119,10 @@ class Npz(Source):
                 raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
 
     def _open(self) -> zipfile.ZipFile:
+        if not os.path.isfile(self.path):  # a pipe would block for ever
+            raise DataError(f"No such file: {self.path} (data.source.path).")
         try:
             return zipfile.ZipFile(self.path)
-        except FileNotFoundError:
-            raise DataError(f"No such file: {self.path} (data.source.path).") from None
         except _UNREADABLE as error:
             raise DataError(f"{self.path} is no readable .npz file: {first_line(error)}") from error
 
