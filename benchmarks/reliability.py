@@ -203,7 +203,7 @@ def kills(times: int, chance: random.Random, folder: Path) -> Counter[str]:
     return count
 
 
-def terminations(times: int, chance: random.Random, folder: Path, processes: int) -> Counter[str]:
+def stops(times: int, chance: random.Random, folder: Path, processes: int) -> Counter[str]:
     """SIGTERM at random moments."""
     count: Counter[str] = Counter()
     for run, code, made in signals(signal.SIGTERM, times, chance, folder, processes):
@@ -306,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--flips", type=int, default=1000)
-    parser.add_argument("--terminations", type=int, default=20)
+    parser.add_argument("--stops", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="where the runs are; that of temporary files by default")
     options = parser.parse_args()
@@ -314,13 +314,15 @@ def main() -> None:
     chance = random.Random(options.seed)
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        campaigns: dict[str, Callable[[], Counter[str]]] = {
-            "bits and ends": lambda: flips(options.flips, chance, Path(place) / "flips"),
-            "kill -9": lambda: kills(options.kills, chance, Path(place) / "kills"),
-            "SIGTERM, 1 process": lambda: terminations(options.terminations, chance, Path(place) / "one", 1),
-            "SIGTERM, 2 processes": lambda: terminations(options.terminations, chance, Path(place) / "two", 2),
+        campaigns: dict[str, tuple[int, Callable[[], Counter[str]]]] = {
+            "bits and ends": (options.flips, lambda: flips(options.flips, chance, Path(place) / "flips")),
+            "kill -9": (options.kills, lambda: kills(options.kills, chance, Path(place) / "kills")),
+            "SIGTERM, 1 process": (options.stops, lambda: stops(options.stops, chance, Path(place) / "one", 1)),
+            "SIGTERM, 2 processes": (options.stops, lambda: stops(options.stops, chance, Path(place) / "two", 2)),
         }
-        for name, campaign in campaigns.items():
+        for name, (wanted, campaign) in campaigns.items():
+            if not wanted:
+                continue
             rows.extend([name, what, str(times)] for what, times in sorted(campaign().items()))
             print(name, "is done", file=sys.stderr, flush=True)
     rig.print_table("Reliability", ["campaign", "what", "times"], rows)
