@@ -8,8 +8,8 @@ process starts one for each and only watches over them (:mod:`mim4dd_pl.processe
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -37,25 +37,22 @@ from mim4dd_pl.callbacks import (
 )
 from mim4dd_pl.data import ImageDataModule
 from mim4dd_pl.errors import Stopped, StoredFileError, UserError
-from mim4dd_pl.files import check_writable, locked
+from mim4dd_pl.files import check_writable
 from mim4dd_pl.machine import allow_tf32
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.processes import LOST_PEER, Launch, end_with_parent, lost_peer, run_all
 from mim4dd_pl.recipes import (
-    NAMED_CHECKPOINTS,
-    check_changes,
     check_keys,
     check_limits,
     check_links,
     check_strategy,
     check_trainer,
-    difference,
-    newest_first,
     reason_of,
     settings_of,
 )
 from mim4dd_pl.report import report
+from mim4dd_pl.resuming import continue_run, own_folder
 from mim4dd_pl.sweep import sweep
 from mim4dd_pl.terminal import fail, process, quiet
 from mim4dd_pl.trainer import Trainer
@@ -191,7 +188,7 @@ class DistillationCLI(LightningCLI):
         if config.get("ckpt_path") is not None and config.get("distilled") is not None:
             raise UserError("--ckpt_path and --distilled both say what to evaluate: leave one of them out.")
         if config.get("ckpt_path") is not None:
-            self._continue_run(config)
+            continue_run(config, settings_of(self._parser(self.subcommand), config), KeepRecipe.__qualname__)
         elif self.subcommand in ("validate", "test") and config.distilled is None:
             raise StoredFileError(
                 f"{self.subcommand} needs something to evaluate: add --ckpt_path last or best, a .ckpt file, or "
@@ -271,63 +268,9 @@ class DistillationCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         writes = self.trainer.loggers or isinstance(self.model, DistillationModule)  # experts alone may be shared
-        with self._own_folder() if subcommand == "fit" and writes and self.trainer.is_global_zero else nullcontext():
+        alone = subcommand == "fit" and writes and self.trainer.is_global_zero
+        with own_folder(self.trainer, self._get(self.config, "ckpt_path")) if alone else nullcontext():
             super()._run_subcommand(subcommand)
-
-    @contextmanager
-    def _own_folder(self) -> Iterator[None]:
-        """Hold the run's folder for this fit alone while the block runs; two new runs never take the same number."""
-        trainer, given = self.trainer, self._get(self.config, "ckpt_path")
-        with ExitStack() as stack:
-            with locked(Path(getattr(trainer.logger, "save_dir", None) or trainer.default_root_dir), "runs"):
-                folder = Path(trainer.log_dir or trainer.default_root_dir)  # the logger takes the next free number
-                try:
-                    stack.enter_context(locked(folder, waits=False))
-                except BlockingIOError:
-                    raise StoredFileError(
-                        f"{folder} is in use by another `mim4dd fit`: wait for its end, or start a new run."
-                    ) from None
-            goes_on = given is not None and Path(given).resolve().parent.parent == folder.resolve()
-            if not goes_on and (folder / "checkpoints/last.ckpt").exists():
-                raise StoredFileError(
-                    f"{folder} holds a run: go on with it by --ckpt_path last, or choose another trainer.logger."
-                )
-            yield
-
-    def _continue_run(self, config: Any) -> None:
-        """Find a checkpoint of this very recipe, and go on in the folder of its run.
-
-        ``last`` and ``best`` are those of the newest run of the recipe; runs with other settings may lie beside it.
-        """
-        logger = getattr(config.trainer.logger, "init_args", None)
-        runs = Path(logger.save_dir) / (logger.name or "") if logger is not None else None
-        candidates = [Path(config.ckpt_path)]
-        if (which := config.ckpt_path) in NAMED_CHECKPOINTS:
-            if runs is None:
-                raise UserError(f"--ckpt_path {which} needs trainer.logger with a save_dir; give a .ckpt file instead.")
-            candidates = newest_first(runs, which)
-            if not candidates:
-                raise StoredFileError(
-                    f"No run to resume in {runs}: none has checkpoints/{which}.ckpt. Start one without --ckpt_path."
-                )
-        settings = settings_of(self._parser(self.subcommand), config)
-        changes = [name for name in config.allow_changes.split(",") if name]
-        check_changes(changes)
-        reasons = []
-        for path in candidates:
-            reason = difference(AtomicCheckpointIO().load_checkpoint(path), settings, KeepRecipe.__qualname__, changes)
-            if reason is None:
-                break
-            reasons.append(f"{path} {reason}")
-        else:
-            raise StoredFileError(
-                f"{reasons[0]}: go on with the setting of the checkpoint, name it in --allow_changes, or start a new "
-                "run without --ckpt_path."
-            )
-        config.ckpt_path = str(path)
-        run = path.resolve().parent.parent
-        if runs is not None and run.parent == runs.resolve() and run.name.startswith("version_"):
-            config.trainer.logger.init_args.version = int(run.name.removeprefix("version_"))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -134,66 +134,6 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None and key.rpartition(".")[2] not in places}
 
 
-_CHANGEABLE = (
-    "model.lr_images",
-    "model.lr_student_lr",
-    "model.min_student_lr",
-    "model.momentum",
-    "model.objective",
-    "model.segments_per_step",
-    "model.information.weight",
-    "model.information.real_batch_size",
-    "model.soft_labels.lr",
-)
-"""Settings that take effect in a run that goes on; the others say how a run starts or what its checkpoint holds."""
-
-
-def check_changes(names: Sequence[str]) -> None:
-    """Refuse names of settings that a run cannot change on its way."""
-    for name in names:
-        if not _named(name, _CHANGEABLE):
-            raise UserError(
-                f"allow_changes takes {', '.join(_CHANGEABLE)}, got {name}: for another setting start a new run."
-            )
-
-
-def _named(key: str, names: Sequence[str]) -> bool:
-    """Whether ``key`` or a key above it is among ``names``."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def difference(
-    checkpoint: dict[str, Any], settings: dict[str, Any], keeper: str, changes: Sequence[str] = ()
-) -> str | None:
-    """What keeps a checkpoint from going on with these settings, in words; None if nothing does.
-
-    Args:
-        checkpoint: As it was read.
-        settings: Of the recipe at hand, from :func:`settings_of`.
-        keeper: Name of the callback that keeps the settings of a run in its checkpoints.
-        changes: Settings that may differ.
-    """
-    kept = checkpoint.get("callbacks", {}).get(keeper) if isinstance(checkpoint, dict) else None
-    if kept is None or not {"state_dict", "optimizer_states", "loops", "global_step"} <= checkpoint.keys():
-        return "is no checkpoint of `mim4dd fit`"
-    for key in sorted(kept.keys() | settings.keys()):
-        then, now, name = kept.get(key, "none"), settings.get(key, "none"), key.replace(".init_args", "")
-        if then != now and not _named(name, changes):
-            return f"was made with {name} {then}, this recipe has {now}"
-    return None
-
-
-NAMED_CHECKPOINTS = ("last", "best")
-"""What ``--ckpt_path`` takes beside a file: the checkpoint of this name in the newest run of the recipe."""
-
-
-def newest_first(runs: Path, name: str) -> list[Path]:
-    """The checkpoints of one name in a folder of runs, that of the newest run first."""
-    versions = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdigit()]
-    versions.sort(key=lambda path: int(path.name.removeprefix("version_")), reverse=True)
-    return [path for run in versions if (path := run / "checkpoints" / f"{name}.ckpt").is_file()]
-
-
 def check_keys(recipe: Path) -> None:
     """Refuse a recipe that is missing, no YAML, empty, or sets a key twice."""
     content = read_mapping(recipe)
