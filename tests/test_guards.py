@@ -78,15 +78,16 @@ def test_ten_in_a_row_end_the_run_with_one_line(
     assert printed.out.count("is skipped") == 1
 
 
+@pytest.mark.parametrize("step", [4, 5])  # the first after a validation, and another
 def test_no_memory_ends_with_one_line_and_the_resumed_run_equals_the_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*RECIPE, *in_folder(tmp_path / "whole")]) == 0
     arguments = [*RECIPE, *in_folder(tmp_path / "cut")]
-    run_out(monkeypatch, 5)
+    run_out(monkeypatch, step)
     assert main(arguments) == 2
     assert "synthetic_batch_size" in capsys.readouterr().err
-    assert kept(tmp_path / "cut")["global_step"] == 4
+    assert kept(tmp_path / "cut")["global_step"] == step
     monkeypatch.setattr(DistillationModule, "mean_gradients", PLAIN)
     assert main([*arguments, "--ckpt_path=last"]) == 0
     runs = [outcome(tmp_path / which / "digits/version_0") for which in ("cut", "whole")]

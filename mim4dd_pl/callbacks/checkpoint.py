@@ -1,13 +1,15 @@
 """When a run keeps a checkpoint, and which."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from mim4dd_pl.callbacks.export import Export
 from mim4dd_pl.callbacks.learned import run_folder
+from mim4dd_pl.modules import DistillationModule
 
 
 class LastCheckpoint(Checkpoint):
@@ -15,6 +17,8 @@ class LastCheckpoint(Checkpoint):
 
     The best is :class:`Export`'s: the state right after the validation whose images are in ``distilled/best``. Being a
     Checkpoint, this callback is called after Export has judged them.
+
+    A run that finds no memory for a step keeps the steps that it has made.
 
     Args:
         every_n_steps: Outer steps between two of them. One is kept before each validation and after it as well, but
@@ -44,13 +48,30 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save(trainer)
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, torch.OutOfMemoryError) or not self._in_a_step(trainer):
+            return
+        # One of several processes cannot save, as the others wait for it elsewhere.
+        if trainer.world_size == 1 and trainer.global_step > 0 and cast(DistillationModule, pl_module).whole:
+            self.save(trainer)
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.validation_follows(trainer):
+        loops = checkpoint["loops"]["fit_loop"]
+        if self._in_a_step(trainer):
+            # The batch of a step that found no memory has begun, and is to be made.
+            for progress in (loops["epoch_loop.batch_progress"][when] for when in ("total", "current")):
+                progress.update(dict.fromkeys(("ready", "started", "processed"), progress["completed"]))
+        elif self.validation_follows(trainer):
             # Resumed, Lightning passes over a validation that had not begun, and makes one that was in its first batch.
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress = loops["epoch_loop.val_loop.batch_progress"]
             done = progress["total"]["completed"]
             progress["total"].update(ready=done + 1, started=done + 1, processed=done)
             progress["current"].update(ready=1, started=1, processed=0, completed=0)
+
+    @staticmethod
+    def _in_a_step(trainer: L.Trainer) -> bool:
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        return bool(progress.started > progress.processed)
 
     @staticmethod
     def validation_follows(trainer: L.Trainer) -> bool:

@@ -124,6 +124,7 @@ class DistillationModule(L.LightningModule):
         self._loaded_step: int | None = None
         self.segments: SegmentDraw | None = None
         self.skips = Skips()
+        self.whole = True  # all of the parameters have made the same steps
         self.stream = Stream(seed)
         self._data: ImageDataModule | None = None
         self.synthetic = SyntheticImages(
@@ -273,8 +274,10 @@ class DistillationModule(L.LightningModule):
         if self.image_gradient_clip is not None:
             gradient = self.image_gradient_clip(gradient)
         set_gradients(self.synthetic, self.information, gradient, lr_gradient, mean)
+        self.whole = False
         step_all(self.optimizers())
         self.synthetic.settle()
+        self.whole = True
         self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
         self.log("train/skipped_steps", float(self.skips.total), batch_size=1)
 
