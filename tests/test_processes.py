@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from mim4dd_pl.cli import main
+from mim4dd_pl.modules.experts import ExpertTrainer
 from mim4dd_pl.modules.gradients import Gradients, gathered
 from mim4dd_pl.modules.share import own_share
+from mim4dd_pl.population import Experts, Training
 from mim4dd_pl.randomness import Stream
+from mim4dd_pl.trajectories import TrajectorySpec, TrajectoryStore
 from tests.conftest import CONFIGS, ROOT, randn
 
 RECIPE = [
@@ -141,3 +144,15 @@ def test_one_message_carries_all_fields(stream: Stream) -> None:
     both = gathered(own, lambda rows: torch.stack([rows, 2 * rows], 1).flatten(0, 1))
     for mine, all_rows in zip(own, both, strict=True):
         assert torch.equal(all_rows, torch.stack([mine, 2 * mine], 1).flatten(0, 1))
+
+
+def test_processes_agree_on_the_experts_that_are_missing(tmp_path: Path, training: Training, stream: Stream) -> None:
+    """This one opened the folder before another run kept an expert, process 0 afterwards."""
+    experts, spec = Experts(str(tmp_path), training, num_experts=3), TrajectorySpec("digits", "0a", "net", 7, "", 3, 0)
+    early, late = TrajectoryStore(tmp_path, spec), TrajectoryStore(tmp_path, spec)
+    late.add(0, randn(stream, 4, 7))
+    strategy = SimpleNamespace(broadcast=lambda own: experts.missing(late), root_device=torch.device("cpu"))
+    trainer = cast(L.Trainer, SimpleNamespace(strategy=strategy, world_size=2))
+    some: Any = None
+    assert ExpertTrainer(experts, early, some, some, trainer, False).missing() == [1, 2]
+    assert early.finished == [0]

@@ -202,12 +202,11 @@ class DistillationModule(L.LightningModule):
         self.real = data.train.to(self.device)
         self._share = own_share(self.trainer, self.segments_per_step)
         if (read := self.objective.epochs) is not None:
-            if self.experts.missing(self.store):
-                if (epochs := self.experts.training.epochs) > read.last:
-                    _log.info("Experts get %d epochs, segments read %d of them.", epochs, read.last)
-                training = ExpertTrainer(self.experts, self.store, self.network, data, self.trainer, self.compiles)
-                while training.train_some():
-                    pass
+            training = ExpertTrainer(self.experts, self.store, self.network, data, self.trainer, self.compiles)
+            if training.missing() and (epochs := self.experts.training.epochs) > read.last:
+                _log.info("Experts get %d epochs, segments read %d of them.", epochs, read.last)
+            while training.train_some():
+                pass
             self.segments = SegmentDraw(self.store, self.experts, read, self.stream, self._share)
         if self.soft_labels is not None and self._loaded_step is None:
             # One process's, as a GPU may round differently every time.

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -10,8 +11,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from mim4dd_pl.data import ImageDataModule
-from mim4dd_pl.derivatives import Compile
+from mim4dd_pl.data import ImageDataModule, ImageSet
+from mim4dd_pl.derivatives import Compile, Derivatives
 from mim4dd_pl.errors import DivergenceError, StoredFileError
 from mim4dd_pl.evaluation import Classifiers, calibrated
 from mim4dd_pl.modules.share import added_up, own_share
@@ -54,14 +55,30 @@ class ExpertTrainer:
         trainer: L.Trainer,
         compile: Compile,
     ) -> None:
-        self.experts, self.store, self.data, self.trainer = experts, store, data, trainer
+        self.experts, self.store, self.network, self.data, self.trainer = experts, store, network, data, trainer
+        self.compiles = compile
         self.device = trainer.strategy.root_device
-        self.images = data.train.to(self.device)
-        self.derivatives = experts.derivatives(network, self.images, compile, self.device)
+
+    @cached_property
+    def images(self) -> ImageSet:
+        return self.data.train.to(self.device)
+
+    @cached_property
+    def derivatives(self) -> Derivatives:
+        return self.experts.derivatives(self.network, self.images, self.compiles, self.device)
+
+    def missing(self) -> list[int]:
+        """Experts that are still to be trained, as process 0 sees it; all must ask.
+
+        Another run may be filling the folder, and processes that look at it at different moments would disagree.
+        """
+        missing: list[int] = self.trainer.strategy.broadcast(self.experts.missing(self.store))
+        self._await(set(range(self.experts.num_experts)).difference(missing))
+        return missing
 
     def train_some(self) -> list[float]:
         """Train the next ones; returns their accuracies on the validation images, none if no expert is missing."""
-        numbers = self.experts.missing(self.store)[: at_once(self.device) * self.trainer.world_size]
+        numbers = self.missing()[: at_once(self.device) * self.trainer.world_size]
         if not numbers:
             return []
         share = own_share(self.trainer, len(numbers))
@@ -82,7 +99,7 @@ class ExpertTrainer:
     def _train(self, numbers: Sequence[int]) -> Tensor:
         """Train these and keep them; their accuracies, NaN for one that diverged."""
         trajectories = self.experts.train(numbers, self.derivatives, self.images, self.device)
-        network, size = self.derivatives.network, self.experts.training.batch_size
+        network, size = self.network, self.experts.training.batch_size
         trained = list(trajectories[:, -1].to(self.device))
         classifiers = Classifiers(
             network, trained, [calibrated(network, theta, self.images, size) for theta in trained]
@@ -95,7 +112,7 @@ class ExpertTrainer:
                 self.store.add(expert, trajectory)
         return torch.where(finite, classifiers.accuracies(), torch.nan)
 
-    def _await(self, numbers: Sequence[int]) -> None:
+    def _await(self, numbers: Iterable[int]) -> None:
         """See what the other processes have kept; a network file system may show it late."""
         deadline = time.monotonic() + _PATIENCE
         while not set(numbers) <= set(self.store.finished):
@@ -146,16 +163,15 @@ class ExpertModule(L.LightningModule):
         self.store = open_store(self.experts, self.network, data)
 
     def on_fit_start(self) -> None:
-        if not self.experts.missing(self.store):
+        self._training = ExpertTrainer(self.experts, self.store, self.network, self.data, self.trainer, self.compiles)
+        if not self._training.missing():
             _log.info("All %d experts are in %s already.", self.experts.num_experts, self.experts.root)
             self.trainer.should_stop = True
-            return
-        self._training = ExpertTrainer(self.experts, self.store, self.network, self.data, self.trainer, self.compiles)
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         if accuracies := self._training.train_some():
             self.log("experts/accuracy", sum(accuracies) / len(accuracies), batch_size=1)
-        if not self.experts.missing(self.store):
+        if not self._training.missing():
             self.trainer.should_stop = True
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
