@@ -65,7 +65,7 @@ class Derivatives:
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """g, shape (K, P), without a graph."""
-        size = self._chunk(images)
+        size = self.chunk(images.shape[1], images.device)
         parts = [self._gradient(theta, x, y) for x, y in zip(images.split(size, 1), labels.split(size, 1), strict=True)]
         return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
 
@@ -76,7 +76,7 @@ class Derivatives:
 
         Without ``along_theta`` that derivative is not computed, and zero.
         """
-        size = self._chunk(images)
+        size = self.chunk(images.shape[1], images.device)
         parts = [
             self._sweep(theta, x, y, cotangent, along_theta)
             for x, y in zip(images.split(size, 1), labels.split(size, 1), strict=True)
@@ -90,8 +90,9 @@ class Derivatives:
             torch.cat([cast(Tensor, part.labels) for part in parts], 1) / len(parts) if soft(labels) else None,
         )
 
-    def _chunk(self, images: Tensor) -> int:
-        return images.shape[1] if self.network.mixes_images else chunk_size(images.shape[1], images.device)
+    def chunk(self, batch_size: int, device: torch.device) -> int:
+        """How many images of a minibatch are computed together."""
+        return batch_size if self.network.mixes_images else chunk_size(batch_size, device)
 
     def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -137,7 +138,7 @@ class CompiledDerivatives(Derivatives):
 
     def __init__(self, network: FlatNetwork, batch_size: int, device: torch.device) -> None:
         super().__init__(network)
-        self.size = batch_size if network.mixes_images else chunk_size(batch_size, device)
+        self.size = self.chunk(batch_size, device)
         self.device = device
         lowered = FlatNetwork(
             lambda shape, classes: lower(network.factory(shape, classes), device),

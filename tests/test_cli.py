@@ -81,7 +81,7 @@ def write_data(recipe: Path, root: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_passes_its_check_and_runs(recipe: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trust_fakes(monkeypatch)
-    monkeypatch.setattr("mim4dd_pl.estimate._MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr("mim4dd_pl.measuring.parts.MEASURED_SECONDS", 0.01)
     write_data(recipe, here)
     before = {path.name for path in here.iterdir()}
     arguments = ["-c", str(recipe), *tiny(recipe)]

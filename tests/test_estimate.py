@@ -11,12 +11,13 @@ from mim4dd_pl.cli import main
 from tests.conftest import CONFIGS
 
 DIGITS = CONFIGS / "distill/digits.yaml"
+MEASURE = [f"mim4dd_pl.{module}.seconds" for module in ("measuring.parts", "measuring.outer", "estimate")]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mim4dd_pl.estimate._MEASURED_SECONDS", 0.05)
+    monkeypatch.setattr("mim4dd_pl.measuring.parts.MEASURED_SECONDS", 0.05)
     return tmp_path
 
 
@@ -39,7 +40,8 @@ def test_the_baseline_of_the_diagnostics_and_the_analysis_are_counted(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Were every part a second: three validations of the recipe, and a fourth for the baseline."""
-    monkeypatch.setattr("mim4dd_pl.estimate._seconds", lambda _: 1.0)
+    for place in MEASURE:
+        monkeypatch.setattr(place, lambda *_: 1.0)
     callbacks = yaml.safe_load(DIGITS.read_text())["trainer"]["callbacks"]
     shown = []
     for baseline in (False, True):
@@ -69,7 +71,8 @@ def test_the_disk_is_what_the_experts_take(here: Path, capsys: pytest.CaptureFix
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(
     command: str, key: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mim4dd_pl.estimate._seconds", None)
+    for place in MEASURE:
+        monkeypatch.setattr(place, None)
     (here / "file").touch()
     assert main([command, "-c", str(DIGITS), f"--{key}=file/x"]) == 4
     assert "Cannot write to file/x: " in (said := capsys.readouterr().err)
