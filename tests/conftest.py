@@ -1,5 +1,6 @@
 """Inputs that several tests share. Everything is small and seeded."""
 
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from mim4dd_pl.randomness import Stream
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell has it for a job in the background: the programs that tests interrupt would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
