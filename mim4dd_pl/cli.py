@@ -2,8 +2,8 @@
 
 ``fit``, ``validate``, ``test`` and ``check``, each with ``-c recipe.yaml`` and any number of overlays. A recipe names
 classes by their short names. ``sweep`` runs many fits (:mod:`mim4dd_pl.sweep`). Exit codes: 0 done, 1 diverged, 2 wrong
-setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 143 terminated. With several devices this
-process starts one for each and only watches over them (:mod:`mim4dd_pl.processes`).
+setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 141 nobody reads the output, 143 terminated.
+With several devices this process starts one for each and only watches over them (:mod:`mim4dd_pl.processes`).
 """
 
 import signal
@@ -54,7 +54,7 @@ from mim4dd_pl.recipes import (
 from mim4dd_pl.report import report
 from mim4dd_pl.resuming import continue_run, own_folder
 from mim4dd_pl.sweep import sweep
-from mim4dd_pl.terminal import fail, process, quiet
+from mim4dd_pl.terminal import fail, process, quiet, unheard
 from mim4dd_pl.trainer import Trainer
 
 
@@ -305,6 +305,8 @@ def main(args: Sequence[str] | None = None) -> int:
             "model.objective,model.segments_per_step.",
             UserError.exit_code,
         )
+    except BrokenPipeError:
+        return unheard()
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return fail(

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from typing import NoReturn
@@ -53,6 +54,12 @@ def quiet() -> None:
     log = logging.getLogger("mim4dd_pl")
     log.handlers = [_Printed()]
     log.setLevel(logging.INFO)
+
+
+def unheard() -> int:
+    """Say no more, as whoever read the output has left (``| head``); returns the exit code of SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+    return 128 + signal.SIGPIPE
 
 
 def fail(message: str, exit_code: int) -> int:

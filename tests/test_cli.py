@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,15 @@ def test_every_recipe_passes_its_check_and_runs(recipe: Path, here: Path, monkey
     if recipe.parent.name == "distill":
         assert list(here.glob("checkpoints/*/version_0/distilled/best/sheet.png"))
         assert list(here.glob("checkpoints/*/version_0/comparison.png"))
+
+
+def test_a_reader_of_the_output_may_leave(here: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-m", "mim4dd_pl", "check", "-c", str(CONFIGS / "experts/digits.yaml")]
+    ended = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, cwd=here, timeout=120)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 def test_every_recipe_begins_with_its_command() -> None:
