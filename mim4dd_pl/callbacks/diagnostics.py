@@ -47,6 +47,7 @@ class Diagnostics(L.Callback):
         self._random_real: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._file = run_folder(trainer) / "diagnostics.json"  # now, while all processes ask
         self._window = window_length(trainer.max_steps, self.every_n_steps)
         self._losses = deque(self._losses, self._window * self.every_n_steps)
         if not self._start:
@@ -133,6 +134,5 @@ class Diagnostics(L.Callback):
         return evaluation.validation_accuracy(module, students)
 
     def _write(self, trainer: L.Trainer) -> None:
-        folder = run_folder(trainer)
         if trainer.is_global_zero:
-            write_text(folder / "diagnostics.json", json.dumps(self.fired, indent=2) + "\n")
+            write_text(self._file, json.dumps(self.fired, indent=2) + "\n")
