@@ -222,7 +222,12 @@ class DistillationCLI(LightningCLI):
             isinstance(strategy, DDPStrategy)
             and not cast(ClusterEnvironment, strategy.cluster_environment).creates_processes_externally
         ):
-            raise Launch(strategy.num_processes, strategy.node_rank, strategy.world_size)
+            if (nodes := self.trainer.num_nodes) > 1:
+                raise UserError(
+                    f"trainer.num_nodes is {nodes}, and nothing has started processes on the nodes: use torchrun or "
+                    "srun (docs/cluster.md)."
+                )
+            raise Launch(strategy.num_processes)
 
     def _check_folders(self) -> None:
         """Can a fit write where it will, minutes or hours from now?"""

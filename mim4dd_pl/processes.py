@@ -31,17 +31,15 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Launch(Exception):
-    """Asks for processes of this node that nobody has started.
+    """Asks for processes that nobody has started.
 
     Args:
-        local: How many.
-        node: Number of this node.
-        world: How many on all nodes.
+        count: How many, on this node.
     """
 
-    def __init__(self, local: int, node: int, world: int) -> None:
-        super().__init__(local, node, world)
-        self.local, self.node, self.world = local, node, world
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
 
 
 class _Ended(NamedTuple):
@@ -50,7 +48,7 @@ class _Ended(NamedTuple):
 
 
 def run_all(arguments: Sequence[str], launch: Launch) -> int:
-    """Run the program with ``arguments`` in each process of this node, and forward signals to them.
+    """Run the program with ``arguments`` in each process, and forward signals to them.
 
     Returns:
         0, or the exit code of the process that failed first, the others being ended too; of one that was killed by
@@ -59,7 +57,7 @@ def run_all(arguments: Sequence[str], launch: Launch) -> int:
     processes: list[subprocess.Popen[bytes]] = []
     with _signals() as received:
         try:
-            for environment in _environments(launch):
+            for environment in _environments(launch.count):
                 command = [sys.executable, "-m", "mim4dd_pl", *arguments]
                 # A session of its own: Ctrl-C is this process's, which passes it on once.
                 processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
@@ -118,19 +116,20 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _environments(launch: Launch) -> Iterator[dict[str, str]]:
+def _environments(count: int) -> Iterator[dict[str, str]]:
     """What tells each process who it is, as torchrun would."""
     common = {
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)),
+        **os.environ,
+        # Whatever a cluster says of them, nobody else is to join.
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // launch.local)),
-        **os.environ,
-        "WORLD_SIZE": str(launch.world),
-        "NODE_RANK": str(launch.node),
+        "WORLD_SIZE": str(count),
+        "NODE_RANK": "0",
         _PARENT: str(os.getpid()),
     }
-    for local in range(launch.local):
-        yield {**common, "LOCAL_RANK": str(local), "RANK": str(launch.node * launch.local + local)}
+    for number in range(count):
+        yield {**common, "LOCAL_RANK": str(number), "RANK": str(number)}
 
 
 def _free_port() -> int:

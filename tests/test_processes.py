@@ -19,6 +19,7 @@ from mim4dd_pl.modules.experts import ExpertTrainer
 from mim4dd_pl.modules.gradients import Gradients, gathered
 from mim4dd_pl.modules.share import own_share
 from mim4dd_pl.population import Experts, Training
+from mim4dd_pl.processes import _environments
 from mim4dd_pl.randomness import Stream
 from mim4dd_pl.trajectories import TrajectorySpec, TrajectoryStore
 from tests.conftest import CONFIGS, ROOT, randn
@@ -131,6 +132,20 @@ def test_processes_end_when_their_parent_is_killed(folder: Path) -> None:
     while left_over(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left_over(folder)
+
+
+def test_nodes_without_a_launcher_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command("fit", tmp_path, 2), "--trainer.num_nodes=2"]) == 2
+    assert "nothing has started processes on the nodes: use torchrun or srun" in capsys.readouterr().err
+
+
+def test_processes_meet_where_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MASTER_ADDR", "elsewhere"), ("MASTER_PORT", "29500"), ("NODE_RANK", "1")):
+        monkeypatch.setenv(name, value)  # a cluster's, of another job
+    first, second = _environments(2)
+    assert (first["RANK"], second["RANK"], second["WORLD_SIZE"], second["NODE_RANK"]) == ("0", "1", "2", "0")
+    assert first["MASTER_ADDR"] == second["MASTER_ADDR"] == "127.0.0.1"
+    assert first["MASTER_PORT"] == second["MASTER_PORT"] != "29500"
 
 
 def test_each_number_belongs_to_one_process() -> None:
