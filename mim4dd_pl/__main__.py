@@ -1,8 +1,21 @@
-"""``python -m mim4dd_pl`` is ``mim4dd``."""
+"""The program: ``mim4dd``, or ``python -m mim4dd_pl``."""
 
+import signal
 import sys
+from typing import NoReturn
 
-from mim4dd_pl.cli import main
+
+def run() -> NoReturn:
+    """The console script."""
+    # The libraries take seconds to import, and cannot answer Ctrl-C meanwhile: it ends the program without a word.
+    answer = signal.getsignal(signal.SIGINT)
+    if answer is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from mim4dd_pl.cli import main
+
+    signal.signal(signal.SIGINT, answer)
+    sys.exit(main())
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -333,8 +333,3 @@ def main(args: Sequence[str] | None = None) -> int:
     else:
         return 0
     return run_all(arguments, several)
-
-
-def run() -> NoReturn:
-    """The console script."""
-    sys.exit(main())

@@ -71,11 +71,12 @@ def run_all(arguments: Sequence[str], launch: Launch) -> int:
         return 0
     if failed.code > 0:
         return failed.code
-    if -failed.code not in received:
-        name = signal.Signals(-failed.code).name
-        remedy = "a run that has a checkpoint goes on with --ckpt_path last"
-        fail(f"Process {failed.process} was killed by {name}; {remedy}.", LOST_PEER)
-    return 128 - failed.code
+    number = -failed.code
+    if number in received:  # before it was ready to answer
+        return 130 if number == signal.SIGINT else 143
+    remedy = "a run that has a checkpoint goes on with --ckpt_path last"
+    fail(f"Process {failed.process} was killed by {signal.Signals(number).name}; {remedy}.", LOST_PEER)
+    return 128 + number
 
 
 def _wait(processes: Sequence["subprocess.Popen[bytes]"], received: list[int]) -> _Ended | None:

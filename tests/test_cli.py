@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -500,3 +502,11 @@ def test_a_broken_or_hostile_checkpoint_is_one_line(
     stderr = capsys.readouterr().err
     assert "x.ckpt is no readable checkpoint" in stderr
     assert stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_answered_without_a_traceback_while_libraries_are_imported(here: Path) -> None:
+    program = subprocess.Popen([sys.executable, "-m", "mim4dd_pl", "check"], stderr=subprocess.PIPE, cwd=here)
+    time.sleep(1.0)  # of five
+    program.send_signal(signal.SIGINT)
+    assert program.communicate(timeout=60)[1] == b""
+    assert program.returncode == -signal.SIGINT
