@@ -9,7 +9,7 @@ import yaml
 
 from mim4dd_pl.errors import UserError
 
-_MOST_BYTES, _MOST_VALUES = 2**20, 10**5
+_MOST_BYTES, _MOST_VALUES = 2**16, 10**5
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -25,11 +25,6 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise UserError(f"{where}: {key.value} is set twice.")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > _MOST_VALUES:
-            raise ValueError("merged keys (<<) multiply")
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:

@@ -97,10 +97,13 @@ def test_processes_change_no_bit_of_images_lr_and_heads(processes: int, alone: P
     torch.testing.assert_close(weights(tmp_path), weights(alone), rtol=0, atol=0)
 
 
-def test_processes_change_no_digit_of_a_validation(alone: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_change_no_digit_of_a_validation(
+    processes: int, alone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main([*command("validate", alone, 1), "--ckpt_path=last"]) == 0
     one = capfd.readouterr()
-    assert main([*command("validate", alone, 2), "--ckpt_path=last"]) == 0
+    assert main([*command("validate", alone, processes), "--ckpt_path=last"]) == 0
     assert capfd.readouterr() == one
     assert re.fullmatch(r"validation accuracy \d+\.\d\d \+- \d+\.\d\d % \(3 students\)\n", one.out)
 
