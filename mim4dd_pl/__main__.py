@@ -1,7 +1,7 @@
 """The program: ``mim4dd``, or ``python -m mim4dd_pl``."""
 
 import signal
-import sys
+import traceback
 from typing import NoReturn
 
 
@@ -12,9 +12,15 @@ def run() -> NoReturn:
     if answer is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from mim4dd_pl.cli import main
+    from mim4dd_pl.processes import leave
 
     signal.signal(signal.SIGINT, answer)
-    sys.exit(main())
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    leave(code)
 
 
 if __name__ == "__main__":

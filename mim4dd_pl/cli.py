@@ -6,7 +6,6 @@ setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 141 nobo
 With several devices this process starts one for each and only watches over them (:mod:`mim4dd_pl.processes`).
 """
 
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -41,7 +40,7 @@ from mim4dd_pl.files import check_writable
 from mim4dd_pl.machine import allow_tf32
 from mim4dd_pl.memory import keep_freed_memory
 from mim4dd_pl.modules import DistillationModule
-from mim4dd_pl.processes import LOST_PEER, Launch, end_with_parent, lost_peer, run_all
+from mim4dd_pl.processes import Launch, check_started, end_with_parent, parted, run_all
 from mim4dd_pl.recipes import (
     check_keys,
     check_limits,
@@ -54,7 +53,7 @@ from mim4dd_pl.recipes import (
 from mim4dd_pl.report import report
 from mim4dd_pl.resuming import continue_run, own_folder
 from mim4dd_pl.sweep import sweep
-from mim4dd_pl.terminal import fail, process, quiet, unheard
+from mim4dd_pl.terminal import fail, quiet, stopped, unheard
 from mim4dd_pl.trainer import Trainer
 
 
@@ -217,16 +216,17 @@ class DistillationCLI(LightningCLI):
 
     def _launch(self) -> None:
         """Leave for the processes that the Trainer needs, if nobody has started them."""
-        strategy = self.trainer.strategy
-        if (
-            isinstance(strategy, DDPStrategy)
-            and not cast(ClusterEnvironment, strategy.cluster_environment).creates_processes_externally
-        ):
-            if (nodes := self.trainer.num_nodes) > 1:
-                raise UserError(
-                    f"trainer.num_nodes is {nodes}, and nothing has started processes on the nodes: use torchrun or "
-                    "srun (docs/cluster.md)."
-                )
+        strategy, nodes = self.trainer.strategy, self.trainer.num_nodes
+        if not isinstance(strategy, DDPStrategy):
+            check_started(1)
+        elif cast(ClusterEnvironment, strategy.cluster_environment).creates_processes_externally:
+            check_started(nodes * strategy.num_processes)
+        elif nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes is {nodes}, and nothing has started processes on the nodes: use torchrun or srun "
+                "(docs/cluster.md)."
+            )
+        else:
             raise Launch(strategy.num_processes)
 
     def _check_folders(self) -> None:
@@ -319,17 +319,14 @@ def main(args: Sequence[str] | None = None) -> int:
             StoredFileError.exit_code,
         )
     except Stopped as error:
-        word, code = ("interrupted", 130) if error.number == signal.SIGINT else ("terminated", 143)
-        if process() == 0:
-            print(f"mim4dd: {word}; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
-        return code
+        return stopped(error.number)
     except KeyboardInterrupt:
         print("mim4dd: interrupted", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        if not lost_peer(error):
+        if (code := parted(error)) is None:
             raise
-        return fail("Another process of the run has ended.", LOST_PEER)
+        return code
     else:
         return 0
     return run_all(arguments, several)

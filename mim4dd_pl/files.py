@@ -4,6 +4,7 @@ A file is written under a temporary name beside its target, flushed to the disk 
 process leaves the old file or the new one. One flipped bit passes safetensors and torch.load unnoticed, hence hashes.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -115,12 +116,12 @@ def _lock(path: Path, waits: bool) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-    except OSError:
-        os.close(descriptor)
-        raise
-    with suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):  # removed; NFS calls it stale
+            os.close(descriptor)
+            raise
     os.close(descriptor)
     return None
 

@@ -14,18 +14,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 
-from mim4dd_pl.terminal import fail
+from mim4dd_pl.errors import UserError
+from mim4dd_pl.terminal import fail, stopped
 
 GRACE = 10.0
 """Seconds that processes have to end by themselves when one of them has ended badly."""
 
 LOST_PEER = 255
-"""Exit code of a process that missed another one, which tells nothing of the reason."""
+"""Exit code of a process that another one has left, which tells nothing of the reason."""
 
+_LOST = "Another process of the run has ended."
+_GONE = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe")
 _PARENT = "MIM4DD_PARENT"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -45,6 +48,25 @@ class Launch(Exception):
 class _Ended(NamedTuple):
     process: int
     code: int
+
+
+def check_started(asked: int) -> None:
+    """Refuse to be one of more or fewer processes than a run has, where torchrun or srun has started them.
+
+    Args:
+        asked: Processes of the run, on all nodes.
+
+    Raises:
+        UserError: With both numbers.
+    """
+    variable = "WORLD_SIZE" if "LOCAL_RANK" in os.environ else "SLURM_STEP_NUM_TASKS"
+    if asked > 1 and variable not in os.environ:
+        variable = "SLURM_NTASKS"  # of the job
+    if (started := int(os.environ.get(variable, asked))) != asked:
+        raise UserError(
+            f"trainer.num_nodes x trainer.devices is {asked}, and {started} processes have been started ({variable}): "
+            "make them agree (docs/cluster.md)."
+        )
 
 
 def run_all(arguments: Sequence[str], launch: Launch) -> int:
@@ -69,29 +91,38 @@ def run_all(arguments: Sequence[str], launch: Launch) -> int:
                 process.wait()
     if failed is None:
         return 0
+    if failed.code == LOST_PEER:
+        return fail(_LOST, LOST_PEER)
     if failed.code > 0:
         return failed.code
     number = -failed.code
-    if number in received:  # before it was ready to answer
-        return 130 if number == signal.SIGINT else 143
+    if number in received:  # before it was ready to answer, or once too often
+        return stopped(number)
     remedy = "a run that has a checkpoint goes on with --ckpt_path last"
     fail(f"Process {failed.process} was killed by {signal.Signals(number).name}; {remedy}.", LOST_PEER)
     return 128 + number
 
 
 def _wait(processes: Sequence["subprocess.Popen[bytes]"], received: list[int]) -> _Ended | None:
-    """Wait for all; once one has failed, the others have GRACE seconds left. Tells of the one that failed first."""
-    forwarded, failed, deadline = 0, list[_Ended](), float("inf")
+    """Wait for all; tells of the one that failed first, and has others fail.
+
+    Once one has failed, or a second signal asks them to stop, they have GRACE seconds left; a third leaves them none.
+    """
+    forwarded, causes, deadline = 0, list[_Ended](), float("inf")
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         for number in received[forwarded:]:
+            forwarded += 1
             for process in processes:
                 process.send_signal(number)
-        forwarded = len(received)
+            if forwarded > 1:
+                deadline = time.monotonic() + (GRACE if forwarded == 2 else 0)
         time.sleep(0.05)
-        if not failed and (failed := _failed(processes)):
-            deadline = time.monotonic() + GRACE
-    # One that was killed takes others with it: below zero comes first, LOST_PEER last.
-    return min(failed or _failed(processes), key=lambda ended: ended.code, default=None)
+        if failed := _failed(processes):
+            deadline = min(deadline, time.monotonic() + GRACE)
+            causes = causes or [ended for ended in failed if ended.code != LOST_PEER]
+    unwilling = [_Ended(number, -received[-1]) for number, process in enumerate(processes) if process.poll() is None]
+    # One that was killed takes others with it: below zero comes first.
+    return min(causes or _failed(processes) or unwilling, key=lambda ended: ended.code, default=None)
 
 
 def _failed(processes: Sequence["subprocess.Popen[bytes]"]) -> list[_Ended]:
@@ -153,6 +184,26 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
-def lost_peer(error: BaseException) -> bool:
-    """Whether a collective operation failed because another process is gone; gloo has no class for that."""
-    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+def parted(error: RuntimeError) -> int | None:
+    """Say what keeps processes from working together; returns the exit code, None if the error is about another thing.
+
+    Of a process that has gone its parent knows the reason, and says it.
+    """
+    reason = str(error).strip().partition("\n")[0]
+    if not isinstance(error, torch.distributed.DistError) and "gloo" not in reason:  # which has no class for it
+        return None
+    if any(word in reason for word in _GONE):
+        return LOST_PEER if _PARENT in os.environ else fail(_LOST, LOST_PEER)
+    if "timed out" in reason.lower():
+        remedy = "see what the others do, or give them more time in trainer.strategy.timeout (docs/cluster.md)"
+        return fail(f"Another process has not answered: {remedy}. {reason}", UserError.exit_code)
+    return fail(f"The processes cannot work together: {reason}", UserError.exit_code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process: with an error at once, as NCCL would wait for an answer of the others to its farewell."""
+    if code and torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -62,6 +62,14 @@ def unheard() -> int:
     return 128 + signal.SIGPIPE
 
 
+def stopped(number: int) -> int:
+    """Say that signal ``number`` has ended the program; returns the exit code."""
+    word, code = ("interrupted", 130) if number == signal.SIGINT else ("terminated", 143)
+    if process() == 0:
+        print(f"mim4dd: {word}; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
+    return code
+
+
 def fail(message: str, exit_code: int) -> int:
     """Print an error as one line on stderr, with the process if it is not the first; returns the exit code."""
     where = f" in process {process()}" if process() else ""

@@ -152,7 +152,7 @@ class ClosingTable(L.Callback):
         if distilled.label_logits is not None:
             rows.append(self._distilled(module, f"{name}, hard labels", replace(distilled, label_logits=None)))
         rows.append(evaluation.score(module, RANDOM, draws))
-        if self._has_expert:
+        if module.trainer.strategy.broadcast(self._has_expert):
             seen = [(draw.images, module.seen_by_expert(draw.images)) for draw in draws]
             sets = [InMemory(images, logits.softmax(1)) for images, logits in seen if logits is not None]
             if sets:

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mim4dd_pl.clipping import Clip, FixedClip
 from mim4dd_pl.data import Batch, ImageDataModule, ImageSet
 from mim4dd_pl.derivatives import Compile, Derivatives, derivatives, worth_compiling
-from mim4dd_pl.errors import UserError
+from mim4dd_pl.errors import StoredFileError, UserError
 from mim4dd_pl.evaluation import calibrated
 from mim4dd_pl.information import InformationTerm
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
@@ -187,9 +187,16 @@ class DistillationModule(L.LightningModule):
 
     @torch.no_grad()
     def seen_by_expert(self, images: Tensor) -> Tensor | None:
-        """Logits of images (S, c, h, w) by the first expert after its last epoch; None if it is not there."""
-        if 0 not in self.store.finished:
-            return None
+        """Logits of images (S, c, h, w) by the first expert after its last epoch; None if it is not there.
+
+        Of several processes the first looks, for all: they might not find the same files, and a GPU may round
+        differently every time.
+        """
+        seen = self._seen_by_expert(images).cpu() if self.trainer.is_global_zero and 0 in self.store.finished else None
+        seen = self.trainer.strategy.broadcast(seen)
+        return None if seen is None else seen.to(self.device)
+
+    def _seen_by_expert(self, images: Tensor) -> Tensor:
         data = cast(ImageDataModule, self._data)
         expert = self.store.segment(0, 0, self.experts.training.epochs).target.to(self.device)
         train = data.train.to(self.device)
@@ -209,9 +216,7 @@ class DistillationModule(L.LightningModule):
                 pass
             self.segments = SegmentDraw(self.store, self.experts, read, self.stream, self._share)
         if self.soft_labels is not None and self._loaded_step is None:
-            # One process's, as a GPU may round differently every time.
-            seen = cast(Tensor, self.seen_by_expert(self.synthetic.images)).cpu()
-            self.synthetic.start_labels_from(self.trainer.strategy.broadcast(seen).to(self.device))
+            self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.images)))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
 
     def on_fit_end(self) -> None:
@@ -234,6 +239,9 @@ class DistillationModule(L.LightningModule):
         checkpoint["skips"] = dict(vars(self.skips))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # "last" may have become another file before the last of several processes has looked for it.
+        if self.trainer.strategy.broadcast(checkpoint["global_step"]) != checkpoint["global_step"]:
+            raise StoredFileError("The processes found different checkpoints: name the file in --ckpt_path.")
         self._compiled = checkpoint["compiled"]
         self.skips = Skips(**checkpoint.get("skips", {}))
         self._loaded_step = checkpoint["global_step"]
