@@ -1,5 +1,7 @@
 """Files and folders are whole or absent."""
 
+import errno
+import fcntl
 import os
 import shutil
 import threading
@@ -133,6 +135,21 @@ def test_a_lock_that_is_held_is_refused_where_nobody_waits(tmp_path: Path) -> No
     with locked(tmp_path / "a", waits=False):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_a_network_file_system_calls_stale_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [OSError(errno.ESTALE, "Stale file handle")]
+
+    def flock(descriptor: int, operation: int) -> None:
+        if answers:
+            raise answers.pop()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "a"):
+        assert (tmp_path / "a/.lock").exists()
+    assert not answers
 
 
 def test_room_is_counted_for_each_disk(tmp_path: Path) -> None:

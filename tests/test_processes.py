@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from mim4dd_pl.cli import main
+from mim4dd_pl.errors import StoredFileError
+from mim4dd_pl.modules import DistillationModule
 from mim4dd_pl.modules.experts import ExpertTrainer
 from mim4dd_pl.modules.gradients import Gradients, gathered
 from mim4dd_pl.modules.share import own_share
@@ -174,3 +176,21 @@ def test_processes_agree_on_the_experts_that_are_missing(tmp_path: Path, trainin
     some: Any = None
     assert ExpertTrainer(experts, early, some, some, trainer, False).missing() == [1, 2]
     assert early.finished == [0]
+
+
+def second_of_two(heard: object) -> Any:
+    """What a module sees of its run in the second of two processes, where the first says ``heard``."""
+    return SimpleNamespace(is_global_zero=False, strategy=SimpleNamespace(broadcast=lambda own: heard))
+
+
+def test_processes_that_found_different_checkpoints_do_not_go_on() -> None:
+    module: Any = SimpleNamespace(trainer=second_of_two(8))
+    with pytest.raises(StoredFileError, match="name the file in --ckpt_path"):
+        DistillationModule.on_load_checkpoint(module, {"global_step": 6})
+
+
+@pytest.mark.parametrize("found", [torch.ones(2, 3), None])
+def test_the_first_process_looks_for_an_expert_and_tells_the_others(found: torch.Tensor | None) -> None:
+    """The second one has no store to look into."""
+    module: Any = SimpleNamespace(trainer=second_of_two(found), device=torch.device("cpu"))
+    assert DistillationModule.seen_by_expert(module, torch.ones(2, 1, 4, 4)) is found
