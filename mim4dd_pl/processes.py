@@ -120,9 +120,10 @@ def _wait(processes: Sequence["subprocess.Popen[bytes]"], received: list[int]) -
         if failed := _failed(processes):
             deadline = min(deadline, time.monotonic() + GRACE)
             causes = causes or [ended for ended in failed if ended.code != LOST_PEER]
+    if failed := causes or _failed(processes):
+        return min(failed, key=lambda ended: ended.code)  # one that was killed takes others with it: below zero first
     unwilling = [_Ended(number, -received[-1]) for number, process in enumerate(processes) if process.poll() is None]
-    # One that was killed takes others with it: below zero comes first.
-    return min(causes or _failed(processes) or unwilling, key=lambda ended: ended.code, default=None)
+    return next(iter(unwilling), None)
 
 
 def _failed(processes: Sequence["subprocess.Popen[bytes]"]) -> list[_Ended]:

@@ -43,6 +43,13 @@ def test_the_cause_is_told_and_not_what_it_led_to(spawned: list[Any]) -> None:
     assert _wait([spawn(spawned, program) for program in programs], []) == _Ended(1, 4)
 
 
+def test_who_does_not_end_with_the_others_is_left_to_be_killed(
+    spawned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "GRACE", 0.5)
+    assert _wait([spawn(spawned, STUBBORN), spawn(spawned, leaving(3))], []) == _Ended(1, 3)
+
+
 def test_where_all_have_lost_each_other_that_is_told(spawned: list[Any]) -> None:
     assert _wait([spawn(spawned, leaving(LOST_PEER)) for _ in range(2)], []) == _Ended(0, LOST_PEER)
 
