@@ -13,12 +13,14 @@ from functools import partial
 import torch
 
 from benchmarks import rig, step
-from mim4dd_pl.augment import DSA
-from mim4dd_pl.data import InMemory
-from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives
-from mim4dd_pl.networks import ConvNet, FlatNetwork
-from mim4dd_pl.population import Training, train
-from mim4dd_pl.randomness import Stream
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.augment import DSA
+from mim4dd_pl.data.sets import InMemory
+from mim4dd_pl.engine.compiled import CompiledDerivatives
+from mim4dd_pl.engine.derivatives import Derivatives
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.networks.convnet import ConvNet
+from mim4dd_pl.population.training import Training, train
 
 EPOCHS = 5
 

@@ -12,13 +12,14 @@ from functools import partial
 import torch
 
 from benchmarks import rig, step
-from mim4dd_pl.data import Batch
-from mim4dd_pl.information import InformationTerm
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.sets import Batch
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.information.term import InformationTerm
 from mim4dd_pl.modules.gradients import information_gradients
-from mim4dd_pl.networks import ConvNet, FlatNetwork
-from mim4dd_pl.objectives import Match
-from mim4dd_pl.randomness import Stream
-from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.networks.convnet import ConvNet
+from mim4dd_pl.objectives.base import Match
+from mim4dd_pl.objectives.synthetic import SyntheticImages
 
 
 def build(device: torch.device, ipc: int, steps: int) -> rig.Run:

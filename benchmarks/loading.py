@@ -23,7 +23,10 @@ import torch
 from PIL import Image
 
 from benchmarks.rig import print_table
-from mim4dd_pl.data import ImageDataModule, ImageFolder, Npz, Source
+from mim4dd_pl.data.folder import ImageFolder
+from mim4dd_pl.data.npz import Npz
+from mim4dd_pl.data.sources import Source
+from mim4dd_pl.modules.data import ImageDataModule
 
 CLASSES, BATCHES, BATCH_SIZE = 10, 200, 256
 

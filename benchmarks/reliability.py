@@ -24,10 +24,10 @@ import torch
 
 from benchmarks import rig
 from benchmarks.victims import EVERY, Run, open_store, same
-from mim4dd_pl.artefact import read_distilled
-from mim4dd_pl.callbacks import AtomicCheckpointIO
-from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.trajectories import TrajectoryStore
+from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
+from mim4dd_pl.stored.artefact import read_distilled
+from mim4dd_pl.stored.trajectories import TrajectoryStore
 
 
 def signals(
@@ -125,7 +125,7 @@ def flips(times: int, chance: random.Random, folder: Path) -> Counter[str]:
     }
     whole = {name: _bytes_of(read()) for name, (_, read) in readers.items()}
     warnings = list[str]()
-    logging.getLogger("mim4dd_pl.artefact").addHandler(_Kept(warnings))
+    logging.getLogger("mim4dd_pl.stored.artefact").addHandler(_Kept(warnings))
     count: Counter[str] = Counter()
     for _ in range(times):
         kind = chance.choice(list(readers))

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import PUBLISHED, load_row, said_of
-from mim4dd_pl.errors import UserError
+from mim4dd_pl.basics.errors import UserError
+from mim4dd_pl.basics.yamls import read_mapping
 from mim4dd_pl.sweep.cells import Outcome
 from mim4dd_pl.sweep.plan import read_sweep
 from mim4dd_pl.sweep.table import rows
-from mim4dd_pl.yamls import read_mapping
 
 BEGIN, END = "<!-- python -m benchmarks.table --render -->\n", "<!-- end of the table -->\n"
 HEADER = (

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 import mim4dd_pl
-from mim4dd_pl.machine import allow_tf32, device_name, peak_memory
-from mim4dd_pl.memory import keep_freed_memory
+from mim4dd_pl.basics.machine import allow_tf32, device_name, keep_freed_memory, peak_memory
 
 Run = Callable[[], object]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mim4dd_pl.comparison import sample_std
-from mim4dd_pl.errors import UserError
-from mim4dd_pl.files import write_text
+from mim4dd_pl.basics.errors import UserError
+from mim4dd_pl.basics.files import write_text
+from mim4dd_pl.basics.yamls import dotted, read_mapping
+from mim4dd_pl.population.comparison import sample_std
 from mim4dd_pl.sweep.cells import Cell
 from mim4dd_pl.sweep.plan import Variant
-from mim4dd_pl.yamls import dotted, read_mapping
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks/tables"

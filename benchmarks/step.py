@@ -11,15 +11,18 @@ from functools import partial
 import torch
 
 from benchmarks import rig
-from mim4dd_pl.data import ImageSet
-from mim4dd_pl.derivatives import CompiledDerivatives, Derivatives
-from mim4dd_pl.networks import ConvNet, FlatNetwork
-from mim4dd_pl.normalization import Normalization
-from mim4dd_pl.objectives import Scene, TrajectoryMatching
-from mim4dd_pl.randomness import Stream
-from mim4dd_pl.synthetic import SyntheticImages
-from mim4dd_pl.trajectories import Segment
-from mim4dd_pl.unroll import ExactUnroll, FullGraphUnroll
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.normalization import Normalization
+from mim4dd_pl.data.sets import ImageSet
+from mim4dd_pl.engine.compiled import CompiledDerivatives
+from mim4dd_pl.engine.derivatives import Derivatives
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.engine.unroll import ExactUnroll, FullGraphUnroll
+from mim4dd_pl.networks.convnet import ConvNet
+from mim4dd_pl.objectives.base import Scene
+from mim4dd_pl.objectives.synthetic import SyntheticImages
+from mim4dd_pl.objectives.trajectory_matching import TrajectoryMatching
+from mim4dd_pl.stored.trajectories import Segment
 
 VARIANTS = {
     "full graph, usual allocator": {"full": True, "compiled": False, "keep": False},

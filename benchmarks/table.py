@@ -19,12 +19,12 @@ from typing import NoReturn
 
 from benchmarks.rendering import rendered
 from benchmarks.rows import FOLDER, ROOT, add_run, read_row
-from mim4dd_pl.errors import UserError
-from mim4dd_pl.files import write_text
+from mim4dd_pl.basics.errors import UserError
+from mim4dd_pl.basics.files import write_text
+from mim4dd_pl.basics.terminal import OneLineParser, fail
 from mim4dd_pl.sweep.cells import Cell, cells
 from mim4dd_pl.sweep.plan import read_sweep
 from mim4dd_pl.sweep.runner import run
-from mim4dd_pl.terminal import OneLineParser, fail
 
 TABLES = (FOLDER / "cifar.yaml", FOLDER / "digits.yaml")
 DOCS = ROOT / "docs/results.md"

@@ -12,11 +12,11 @@ from typing import Any
 import lightning as L
 import torch
 
-from mim4dd_pl.artefact import read_distilled
-from mim4dd_pl.callbacks import AtomicCheckpointIO
-from mim4dd_pl.cli import main as mim4dd
-from mim4dd_pl.files import readable, sha256
-from mim4dd_pl.trajectories import TrajectorySpec, TrajectoryStore
+from mim4dd_pl.app.cli import main as mim4dd
+from mim4dd_pl.basics.files import readable, sha256
+from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
+from mim4dd_pl.stored.artefact import read_distilled
+from mim4dd_pl.stored.trajectories import TrajectorySpec, TrajectoryStore
 
 EVERY, STEPS = 3, 24
 _CONTEXT = multiprocessing.get_context("fork")  # a run starts in no time, its libraries being there

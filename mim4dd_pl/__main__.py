@@ -11,8 +11,8 @@ def run() -> NoReturn:
     answer = signal.getsignal(signal.SIGINT)
     if answer is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from mim4dd_pl.cli import main
-    from mim4dd_pl.processes import leave
+    from mim4dd_pl.app.cli import main
+    from mim4dd_pl.app.processes import leave
 
     signal.signal(signal.SIGINT, answer)
     try:

@@ -9,11 +9,16 @@ import torch
 import yaml
 from torch import Tensor
 
-from mim4dd_pl.data import Digits, ImageDataModule, ImageSet
-from mim4dd_pl.networks import ConvNet, FlatNetwork, Network
-from mim4dd_pl.normalization import Normalization
-from mim4dd_pl.population import Experts, Training
-from mim4dd_pl.randomness import Stream
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.normalization import Normalization
+from mim4dd_pl.data.sets import ImageSet
+from mim4dd_pl.data.sources import Digits
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.modules.data import ImageDataModule
+from mim4dd_pl.networks.base import Network
+from mim4dd_pl.networks.convnet import ConvNet
+from mim4dd_pl.population.experts import Experts
+from mim4dd_pl.population.training import Training
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

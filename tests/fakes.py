@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from mim4dd_pl.data import CIFAR100
+from mim4dd_pl.data.torchvision import CIFAR100
 
 
 def write_torchvision(root: Path, name: str, train: int = 2000, test: int = 200) -> None:

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from mim4dd_pl.callbacks.export import Export
-from mim4dd_pl.callbacks.learned import run_folder
-from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.callbacks.run import run_folder
+from mim4dd_pl.modules.distillation import DistillationModule
 
 
 class LastCheckpoint(Checkpoint):

@@ -8,21 +8,22 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from torchvision.transforms.v2.functional import to_pil_image
 
-from mim4dd_pl.artefact import Distilled, grid, read_distilled
+from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.files import replacing
+from mim4dd_pl.basics.machine import machine, peak_memory
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
-from mim4dd_pl.callbacks.learned import data_of, find, random_real
+from mim4dd_pl.callbacks.run import data_of, find, random_real
 from mim4dd_pl.callbacks.tables import print_lines, print_scores, write_scores
-from mim4dd_pl.data import ImageDataModule, InMemory
-from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import replacing
-from mim4dd_pl.machine import machine, peak_memory
-from mim4dd_pl.modules import DistillationModule
-from mim4dd_pl.networks import FlatNetwork
-from mim4dd_pl.population import Training
-from mim4dd_pl.scores import Score, hard_label_recovery, improvement_over_random, label_robust_score
+from mim4dd_pl.data.sets import InMemory
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.modules.data import ImageDataModule
+from mim4dd_pl.modules.distillation import DistillationModule
+from mim4dd_pl.population.scores import Score, hard_label_recovery, improvement_over_random, label_robust_score
+from mim4dd_pl.population.training import Training
+from mim4dd_pl.stored.artefact import read_distilled
+from mim4dd_pl.stored.distilled import Distilled, grid, save_png
 
 _log = logging.getLogger(__name__)
 
@@ -187,4 +188,4 @@ def _write_comparison(run: Path, module: DistillationModule, learned: Distilled)
     first = [rows[0] for rows in learned.shown().values()][:10]
     pixels = torch.cat([learned.pixels(first), real.pixels(first)])
     with replacing(run / "comparison.png") as temporary:
-        to_pil_image(grid(pixels, per_row=len(first))).save(temporary, format="png")
+        save_png(grid(pixels, per_row=len(first)), temporary)

@@ -7,16 +7,17 @@ from typing import Any, Literal, cast
 
 import lightning as L
 
-from mim4dd_pl.artefact import Distilled
-from mim4dd_pl.callbacks.learned import data_of, learned_set
+from mim4dd_pl.callbacks.run import data_of, learned_set
 from mim4dd_pl.data.sets import Batch, Indexable
-from mim4dd_pl.derivatives import Derivatives, derivatives, worth_compiling
-from mim4dd_pl.evaluation import Classifiers, train_students
-from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.engine.compiled import derivatives, worth_compiling
+from mim4dd_pl.engine.derivatives import Derivatives
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.modules.share import added_up, own_share
-from mim4dd_pl.networks import FlatNetwork
-from mim4dd_pl.population import Training
-from mim4dd_pl.scores import Score, accuracies
+from mim4dd_pl.population.scores import Score, accuracies
+from mim4dd_pl.population.students import Classifiers, train_students
+from mim4dd_pl.population.training import Training
+from mim4dd_pl.stored.distilled import Distilled
 
 
 class Evaluation(L.Callback):

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from mim4dd_pl.artefact import write_distilled
+from mim4dd_pl.basics.files import restore
 from mim4dd_pl.callbacks.evaluation import Evaluation
-from mim4dd_pl.callbacks.learned import learned_set, run_folder
-from mim4dd_pl.files import restore
-from mim4dd_pl.modules import DistillationModule
+from mim4dd_pl.callbacks.run import learned_set, run_folder
+from mim4dd_pl.modules.distillation import DistillationModule
+from mim4dd_pl.stored.artefact import write_distilled
+from mim4dd_pl.stored.distilled import sheet
 
 
 class Export(L.Callback):
@@ -65,3 +67,20 @@ class Export(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_accuracy = state_dict["best_accuracy"]
         self.best_step = state_dict["best_step"]
+
+
+class Pictures(L.Callback):
+    """A grid of the synthetic images and a histogram of their pixels, at every validation during a fit."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        module = cast(DistillationModule, pl_module)
+        grid = sheet(learned_set(module))
+        pixels = module.synthetic.result.flatten()
+        some = pixels[:: 1 + len(pixels) // 1_000_000]  # as many as a histogram needs
+        step = trainer.global_step - 1  # Lightning counts the scalars of the same moment from zero
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("synthetic/images", grid, step)
+                logger.experiment.add_histogram("synthetic/pixels", some, step)

@@ -10,8 +10,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from mim4dd_pl.basics.errors import Stopped
 from mim4dd_pl.callbacks.checkpoint import LastCheckpoint
-from mim4dd_pl.errors import Stopped
 
 
 class Preemption(Checkpoint):

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mim4dd_pl.files import write_text
-from mim4dd_pl.scores import Score
+from mim4dd_pl.basics.files import write_text
+from mim4dd_pl.population.scores import Score
 
 
 def print_scores(scores: Sequence[Score], ranking: dict[str, float]) -> None:

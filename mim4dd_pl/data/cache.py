@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mim4dd_pl.data.catalog import Source, Split
+from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.basics.files import check_room, locked, read_json, replacing, sha256, write_text
+from mim4dd_pl.basics.shapes import ImageShape
+from mim4dd_pl.data.normalization import Normalization, Whitening, statistics, whitened
 from mim4dd_pl.data.sets import content_hash
-from mim4dd_pl.errors import DataError
-from mim4dd_pl.files import check_room, locked, read_json, replacing, sha256, write_text
-from mim4dd_pl.normalization import Normalization, Whitening, statistics, whitened
-from mim4dd_pl.shapes import ImageShape
+from mim4dd_pl.data.sources import Source, Split
 
 SCHEMA = 1
 _SPLITS = ("train", "test")

@@ -12,9 +12,10 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
-from mim4dd_pl.data.catalog import Source, Split, check_dimensions, check_image_size, first_line, square
-from mim4dd_pl.errors import DataError
-from mim4dd_pl.shapes import ImageShape
+from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.basics.shapes import ImageShape
+from mim4dd_pl.data.pictures import check_dimensions, check_image_size, square
+from mim4dd_pl.data.sources import Source, Split, first_line
 
 _Samples = list[tuple[str, int]]
 """Path and label of each picture."""

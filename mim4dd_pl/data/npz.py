@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mim4dd_pl.data.catalog import Source, Split, check_dimensions, check_image_size, first_line, square
-from mim4dd_pl.errors import DataError
-from mim4dd_pl.normalization import chunk_length
+from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.data.normalization import chunk_length
+from mim4dd_pl.data.pictures import check_dimensions, check_image_size, square
+from mim4dd_pl.data.sources import Source, Split, first_line
 
 _UNREADABLE = (
     OSError,

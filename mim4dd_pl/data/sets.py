@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim4dd_pl.errors import DataError
-from mim4dd_pl.normalization import Normalization, chunk_length
-from mim4dd_pl.shapes import ImageShape
+from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.basics.shapes import ImageShape
+from mim4dd_pl.data.normalization import Normalization, chunk_length
 
 
 class Batch(NamedTuple):

@@ -9,27 +9,37 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mim4dd_pl.clipping import Clip, FixedClip
-from mim4dd_pl.data import Batch, ImageDataModule, ImageSet
-from mim4dd_pl.derivatives import Compile, Derivatives, derivatives, worth_compiling
-from mim4dd_pl.errors import StoredFileError, UserError
-from mim4dd_pl.evaluation import calibrated
-from mim4dd_pl.information import InformationTerm
+from mim4dd_pl.basics.errors import StoredFileError, UserError
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.basics.shapes import ImageShape
+from mim4dd_pl.data.sets import Batch, ImageSet
+from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
+from mim4dd_pl.engine.derivatives import Derivatives
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.information.term import InformationTerm
+from mim4dd_pl.modules.clipping import Clip, FixedClip
+from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.modules.gradients import Gradients, gathered, information_batch, log_values, segment_gradients
-from mim4dd_pl.modules.guards import Skips, all_finite
-from mim4dd_pl.modules.optimization import OuterOptimizer, keep_settings, outer_optimizers, set_gradients
+from mim4dd_pl.modules.optimization import (
+    OuterOptimizer,
+    Skips,
+    all_finite,
+    keep_settings,
+    outer_optimizers,
+    set_gradients,
+)
 from mim4dd_pl.modules.optimization import step as step_all
-from mim4dd_pl.modules.segments import SegmentDraw
 from mim4dd_pl.modules.settings import check_experts, check_information, check_steps
 from mim4dd_pl.modules.share import in_order, own_share
-from mim4dd_pl.networks import FlatNetwork, NetworkFactory
-from mim4dd_pl.objectives import Objective, Scene
-from mim4dd_pl.population import Experts, at_once
-from mim4dd_pl.randomness import Stream
-from mim4dd_pl.shapes import ImageShape
-from mim4dd_pl.synthetic import SoftLabels, SyntheticImages
-from mim4dd_pl.trajectories import Segment, TrajectoryStore
+from mim4dd_pl.networks.base import NetworkFactory
+from mim4dd_pl.objectives.base import Objective, Scene
+from mim4dd_pl.objectives.synthetic import SoftLabels, SyntheticImages
+from mim4dd_pl.population.experts import Experts
+from mim4dd_pl.population.students import calibrated
+from mim4dd_pl.population.training import at_once
+from mim4dd_pl.stored.segments import SegmentDraw
+from mim4dd_pl.stored.trajectories import Segment, TrajectoryStore
 
 InformationFactory = Callable[[Sequence[ImageShape], int], InformationTerm]
 """(shapes of the network's feature maps, num_classes) -> the information term."""
@@ -214,7 +224,7 @@ class DistillationModule(L.LightningModule):
                 _log.info("Experts get %d epochs, segments read %d of them.", epochs, read.last)
             while training.train_some():
                 pass
-            self.segments = SegmentDraw(self.store, self.experts, read, self.stream, self._share)
+            self.segments = SegmentDraw(self.store, self.experts.num_experts, read, self.stream, self._share)
         if self.soft_labels is not None and self._loaded_step is None:
             self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.images)))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)

@@ -11,15 +11,19 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from mim4dd_pl.data import ImageDataModule, ImageSet
-from mim4dd_pl.derivatives import Compile, Derivatives
-from mim4dd_pl.errors import DivergenceError, StoredFileError
-from mim4dd_pl.evaluation import Classifiers, calibrated
+from mim4dd_pl.basics.errors import DivergenceError, StoredFileError
+from mim4dd_pl.basics.shapes import ImageShape
+from mim4dd_pl.data.sets import ImageSet
+from mim4dd_pl.engine.compiled import Compile
+from mim4dd_pl.engine.derivatives import Derivatives
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.share import added_up, own_share
-from mim4dd_pl.networks import FlatNetwork, NetworkFactory
-from mim4dd_pl.population import Experts, at_once
-from mim4dd_pl.shapes import ImageShape
-from mim4dd_pl.trajectories import TrajectoryStore
+from mim4dd_pl.networks.base import NetworkFactory
+from mim4dd_pl.population.experts import Experts
+from mim4dd_pl.population.students import Classifiers, calibrated
+from mim4dd_pl.population.training import at_once
+from mim4dd_pl.stored.trajectories import TrajectoryStore
 
 _log = logging.getLogger(__name__)
 

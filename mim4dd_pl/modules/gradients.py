@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from mim4dd_pl.data import Batch, ImageSet
-from mim4dd_pl.information import Information, InformationTerm
-from mim4dd_pl.networks import FlatNetwork
-from mim4dd_pl.objectives import Match
-from mim4dd_pl.objectives.real import real_batch
-from mim4dd_pl.randomness import Stream
-from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.sets import Batch, ImageSet
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.information.term import Information, InformationTerm
+from mim4dd_pl.objectives.base import Match
+from mim4dd_pl.objectives.sampling import real_batch
+from mim4dd_pl.objectives.synthetic import SyntheticImages
 
 
 class Gradients(NamedTuple):

@@ -2,10 +2,10 @@
 
 import math
 
-from mim4dd_pl.information import InformationTerm
-from mim4dd_pl.objectives import Objective
-from mim4dd_pl.population import Experts
-from mim4dd_pl.synthetic import SoftLabels
+from mim4dd_pl.information.term import InformationTerm
+from mim4dd_pl.objectives.base import Objective
+from mim4dd_pl.objectives.synthetic import SoftLabels
+from mim4dd_pl.population.experts import Experts
 
 
 def check_steps(lr_images: float, lr_student_lr: float, momentum: float, segments_per_step: int) -> None:

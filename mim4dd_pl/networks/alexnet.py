@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.parts import check_size, check_width, more_padding, outputs
-from mim4dd_pl.shapes import ImageShape
 
 
 class AlexNet(Network):

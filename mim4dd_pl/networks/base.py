@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from mim4dd_pl.shapes import ImageShape
+from mim4dd_pl.basics.shapes import ImageShape
 
 
 class Network(nn.Module, ABC):

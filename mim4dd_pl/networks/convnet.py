@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.parts import Activation, Norm, activation_layer, check_width, more_padding, norm_layer, outputs
-from mim4dd_pl.shapes import ImageShape
 
 _POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "avg": lambda: nn.AvgPool2d(2),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.batchnorm import BatchNorm, batch_norms
-from mim4dd_pl.shapes import ImageShape
 
 
 class External(Network):

@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.batchnorm import BatchNorm
-from mim4dd_pl.shapes import ImageShape
 
 Norm = Literal["instance", "group", "batch", "layer", "none"]
 Activation = Literal["relu", "leaky_relu", "sigmoid"]

@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.parts import Norm, check_size, check_width, norm_layer, outputs
-from mim4dd_pl.shapes import ImageShape
 
 
 class _Residual(nn.Module):

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.parts import Norm, check_size, check_width, more_padding, norm_layer, outputs
-from mim4dd_pl.shapes import ImageShape
 
 _STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 """Channels of the convolutions of each stage, in units of the width."""

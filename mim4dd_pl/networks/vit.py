@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.parts import outputs
-from mim4dd_pl.shapes import ImageShape
 
 
 class _Attention(nn.Module):

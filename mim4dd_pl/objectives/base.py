@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import ImageSet
-from mim4dd_pl.derivatives import Derivatives, Work
-from mim4dd_pl.objectives.epochs import Epochs
-from mim4dd_pl.randomness import Stream
-from mim4dd_pl.synthetic import SyntheticImages
-from mim4dd_pl.trajectories import Segment
+from mim4dd_pl.engine.derivatives import Derivatives, Work
+from mim4dd_pl.objectives.synthetic import SyntheticImages
+from mim4dd_pl.stored.segments import Epochs
+from mim4dd_pl.stored.trajectories import Segment
 
 
 class Match(NamedTuple):

@@ -3,14 +3,13 @@
 import torch
 from torch import Tensor
 
-from mim4dd_pl.augment import DSA
-from mim4dd_pl.derivatives import Derivatives, Work
-from mim4dd_pl.functional import mean_discrepancy
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.augment import DSA
+from mim4dd_pl.engine.derivatives import Derivatives, Work
 from mim4dd_pl.objectives.base import Match, Objective, Scene
-from mim4dd_pl.objectives.minibatches import check_positive
-from mim4dd_pl.objectives.real import fresh, real_batch
-from mim4dd_pl.randomness import Stream
-from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.objectives.losses import mean_discrepancy
+from mim4dd_pl.objectives.sampling import check_positive, fresh, real_batch
+from mim4dd_pl.objectives.synthetic import SyntheticImages
 
 
 class DistributionMatching(Objective):

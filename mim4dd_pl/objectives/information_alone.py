@@ -1,9 +1,9 @@
 """No host at all: the information term on its own."""
 
-from mim4dd_pl.derivatives import Derivatives, Work
+from mim4dd_pl.engine.derivatives import Derivatives, Work
 from mim4dd_pl.objectives.base import Match, Objective, Scene
-from mim4dd_pl.objectives.epochs import Epochs
-from mim4dd_pl.synthetic import SyntheticImages
+from mim4dd_pl.objectives.synthetic import SyntheticImages
+from mim4dd_pl.stored.segments import Epochs
 
 
 class InformationAlone(Objective):

@@ -3,7 +3,3 @@
 Reading (``runs``, ``curves``), what is worth saying (``content``, ``panels``) and how it looks (``parts``, ``drawing``,
 ``page``) are apart. Nothing is computed here that a run has not measured.
 """
-
-from mim4dd_pl.report.command import report
-
-__all__ = ["report"]

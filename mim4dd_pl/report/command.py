@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mim4dd_pl
-from mim4dd_pl.errors import UserError
-from mim4dd_pl.files import write_text
+from mim4dd_pl.basics.errors import UserError
+from mim4dd_pl.basics.files import write_text
+from mim4dd_pl.basics.terminal import OneLineParser
 from mim4dd_pl.report.content import sections
 from mim4dd_pl.report.page import html_page, markdown_page
 from mim4dd_pl.report.runs import read_run
-from mim4dd_pl.terminal import OneLineParser
 
 
 def report(args: Sequence[str]) -> int:

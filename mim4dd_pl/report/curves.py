@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from mim4dd_pl.errors import StoredFileError
+from mim4dd_pl.basics.errors import StoredFileError
 
 MOST_POINTS = 5000  # of a curve; longer ones are thinned by TensorBoard's own reservoir
 _NONE = 1  # zero would be all of them

@@ -6,8 +6,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import parsed_json
+from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.files import parsed_json
 from mim4dd_pl.report.curves import Curve, read_curves
 
 _REMEDY = "Use another copy, or run the fit again."

@@ -2,7 +2,3 @@
 
 Not done here: anything that a single run does. A cell is a process of its own, whose settings are its command line.
 """
-
-from mim4dd_pl.sweep.command import sweep
-
-__all__ = ["sweep"]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import parsed_json, write_text
+from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.files import parsed_json, write_text
+from mim4dd_pl.basics.yamls import dotted, read_mapping
 from mim4dd_pl.sweep.plan import Sweep, Variant
-from mim4dd_pl.yamls import dotted, read_mapping
 
 
 @dataclass(frozen=True)

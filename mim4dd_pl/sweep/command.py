@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from mim4dd_pl.errors import UserError
-from mim4dd_pl.files import locked, write_text
+from mim4dd_pl.basics.errors import UserError
+from mim4dd_pl.basics.files import locked, write_text
+from mim4dd_pl.basics.terminal import OneLineParser
 from mim4dd_pl.sweep.cells import Cell, cells, outcomes
 from mim4dd_pl.sweep.figure import write_figure
 from mim4dd_pl.sweep.plan import Sweep, grid, read_sweep
 from mim4dd_pl.sweep.runner import Ended, run
 from mim4dd_pl.sweep.table import HEADER, Row, cells_csv, markdown, rows, rows_csv
-from mim4dd_pl.terminal import OneLineParser
 
 
 class _Terminated(Exception):

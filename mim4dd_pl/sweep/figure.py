@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from mim4dd_pl.comparison import sample_std
-from mim4dd_pl.files import replacing
+from mim4dd_pl.basics.files import replacing
+from mim4dd_pl.population.comparison import sample_std
 from mim4dd_pl.sweep.table import Row
 
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim4dd_pl.errors import UserError
-from mim4dd_pl.yamls import read_mapping
+from mim4dd_pl.basics.errors import UserError
+from mim4dd_pl.basics.yamls import read_mapping
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from mim4dd_pl.errors import StoredFileError
-from mim4dd_pl.files import locked
+from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.files import locked
 from mim4dd_pl.sweep.cells import Cell
 
 _GRACE = 10.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from mim4dd_pl.comparison import PairedDifference, paired_difference, sample_std
+from mim4dd_pl.population.comparison import PairedDifference, paired_difference, sample_std
 from mim4dd_pl.sweep.cells import Outcome
 from mim4dd_pl.sweep.plan import Sweep
 

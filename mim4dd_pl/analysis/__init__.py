@@ -1,0 +1,1 @@
+"""A look at a distilled set: similarity of layers, nearest real images, embeddings."""

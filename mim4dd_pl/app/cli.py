@@ -1,0 +1,328 @@
+"""The ``mim4dd`` program: LightningCLI with one-line errors.
+
+``fit``, ``validate``, ``test`` and ``check``, each with ``-c recipe.yaml`` and any number of overlays. A recipe names
+classes by their short names. ``sweep`` runs many fits (:mod:`mim4dd_pl.sweep`). Exit codes: 0 done, 1 diverged, 2 wrong
+setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 141 nobody reads the output, 143 terminated.
+With several devices this process starts one for each and only watches over them (:mod:`mim4dd_pl.processes`).
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import lightning as L
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from mim4dd_pl.analysis.callback import Analysis
+from mim4dd_pl.app.processes import Launch, check_started, end_with_parent, parted, run_all
+from mim4dd_pl.app.recipes import (
+    check_keys,
+    check_limits,
+    check_links,
+    check_strategy,
+    check_trainer,
+    reason_of,
+    settings_of,
+)
+from mim4dd_pl.app.resuming import continue_run, own_folder
+from mim4dd_pl.app.trainer import Trainer
+from mim4dd_pl.basics.errors import Stopped, StoredFileError, UserError
+from mim4dd_pl.basics.files import check_writable
+from mim4dd_pl.basics.machine import allow_tf32, keep_freed_memory
+from mim4dd_pl.basics.terminal import fail, quiet, stopped, unheard
+from mim4dd_pl.callbacks.checkpoint import LastCheckpoint
+from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
+from mim4dd_pl.callbacks.closing import ClosingTable
+from mim4dd_pl.callbacks.evaluation import Evaluation
+from mim4dd_pl.callbacks.export import Export
+from mim4dd_pl.callbacks.preemption import Preemption, answering_signals
+from mim4dd_pl.callbacks.progress import StepProgress
+from mim4dd_pl.diagnostics.callback import Diagnostics
+from mim4dd_pl.modules.data import ImageDataModule
+from mim4dd_pl.modules.distillation import DistillationModule
+from mim4dd_pl.report.command import report
+from mim4dd_pl.sweep.command import sweep
+
+
+class _Parser(LightningArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(reason_of(ex or ValueError(message))) from ex
+
+
+class KeepRecipe(SaveConfigCallback):
+    """Keeps the recipe: as ``config.yaml`` in the folder of a run, and in each checkpoint, which resuming compares."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.logger is not None:
+            # As a recipe, config.yaml repeats a run, in a folder of its own, and does not go on with it.
+            self.config.ckpt_path = None
+            if (logger := getattr(self.config.trainer.logger, "init_args", None)) is not None and "version" in logger:
+                logger.version = None
+            super().setup(trainer, pl_module, stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        return settings_of(self.parser, self.config)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Settings and results of a finished run side by side, for TensorBoard's HPARAMS page."""
+        tables = [callback for callback in trainer.callbacks if isinstance(callback, ClosingTable)]  # type: ignore[attr-defined]
+        scores = [score for table in tables for score in table.scores]
+        if stage == "fit" and scores and isinstance(trainer.logger, TensorBoardLogger):
+            accuracies = {f"test/{score.network.partition('(')[0]}/{score.trained_on}": score.mean for score in scores}
+            trainer.logger.log_hyperparams(self.state_dict(), accuracies)
+
+
+class DistillationCLI(LightningCLI):
+    """Parses and builds everything first; nothing is written before all of it is known to be good."""
+
+    def __init__(self, args: ArgsType, preemption: Preemption) -> None:
+        self._preemption = preemption
+        super().__init__(
+            L.LightningModule,
+            ImageDataModule,
+            trainer_class=Trainer,
+            save_config_callback=KeepRecipe,
+            subclass_mode_model=True,
+            save_config_kwargs={"overwrite": True},  # a resumed run keeps its folder
+            seed_everything_default=0,
+            parser_class=_Parser,
+            parser_kwargs={
+                "prog": "mim4dd",
+                "description": "Learn a few images per class on which a network trains almost as well as on all. "
+                "Many fits at once, compared: mim4dd sweep --help. One page about runs: mim4dd report --help.",
+                "allow_abbrev": False,
+                **{name: {"allow_abbrev": False} for name in self.subcommands()},
+            },
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={
+                # Outer steps are the only clock: an endless "epoch", validation every so many steps.
+                "max_epochs": -1,
+                "check_val_every_n_epoch": None,
+                "num_sanity_val_steps": 0,
+                # Evaluation trains networks.
+                "inference_mode": False,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+                "devices": 1,  # more need more segments per step: configs/with/ddp.yaml
+                "log_every_n_steps": 10,
+            },
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        known = LightningCLI.subcommands()
+        # weights_only is always true (AtomicCheckpointIO), so there is nothing to choose.
+        given = {"model", "datamodule"}
+        return {"fit": known["fit"] | {"weights_only"}, "validate": given, "test": given, "check": given}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="The seed of the run.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--threads", type=PositiveInt, default=torch.get_num_threads(), help="CPU threads; small networks want 1."
+        )
+        parser.add_argument(
+            "--keep_freed_memory",
+            type=bool,
+            default=True,
+            help="Linux: keep freed memory for the next tensor; up to twice as fast, and the process never shrinks.",
+        )
+        parser.add_argument(
+            "--tf32", type=bool, default=False, help="CUDA: multiply with 10 bits of mantissa; faster and less exact."
+        )
+        parser.add_argument(
+            "--whole_set", type=bool, default=True, help="The closing table's row of the whole training set, if any."
+        )
+        parser.add_argument(
+            "--allow_changes",
+            type=str,
+            default="",
+            help="With --ckpt_path: settings that may differ from the checkpoint's, separated by commas.",
+        )
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        joined = [argument.removeprefix("--config=") for argument in args if argument.startswith("--config=")]
+        for recipe in joined + [value for flag, value in pairwise(args) if flag in ("-c", "--config")]:
+            check_keys(Path(recipe))
+        check_links(args)
+        try:
+            self.config = parser.parse_args(args)
+        except (ValueError, TypeError, RecursionError) as error:  # of a file that is no YAML in place of a value
+            raise UserError(reason_of(error)) from error
+        check_limits(self.config[self.config.subcommand])
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: our checkpoints hold no hyper-parameters that could overrule the recipe."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        torch.set_num_threads(config.threads)
+        if config.keep_freed_memory:
+            keep_freed_memory()
+        allow_tf32(config.tf32)
+        if self.subcommand in ("fit", "check"):
+            check_trainer(config.trainer, distills=config.model.class_path.endswith("DistillationModule"))
+        check_strategy(config.trainer)
+        if config.get("ckpt_path") is not None and config.get("distilled") is not None:
+            raise UserError("--ckpt_path and --distilled both say what to evaluate: leave one of them out.")
+        if config.get("ckpt_path") is not None:
+            continue_run(config, settings_of(self._parser(self.subcommand), config), KeepRecipe.__qualname__)
+        elif self.subcommand in ("validate", "test") and config.distilled is None:
+            raise StoredFileError(
+                f"{self.subcommand} needs something to evaluate: add --ckpt_path last or best, a .ckpt file, or "
+                "--distilled with a folder."
+            )
+        if self.subcommand in ("validate", "test"):
+            config.trainer.logger = False  # they print and write nothing
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+            # Constructors refuse bad settings; anything that a run raises later keeps its traceback.
+            raise UserError(reason_of(error)) from error
+        # Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?
+        self._check_callbacks()
+        if isinstance(self.model, DistillationModule) and self.subcommand in ("fit", "check"):
+            self._check_images_per_class()
+            self.model.check_processes(self.trainer.world_size)
+        self.datamodule.setup(self.subcommand)
+        if self.subcommand in ("fit", "check"):
+            self.model.attach(self.datamodule)
+            self._check_folders()
+        if self.subcommand != "check":
+            self._launch()
+
+    def _launch(self) -> None:
+        """Leave for the processes that the Trainer needs, if nobody has started them."""
+        strategy, nodes = self.trainer.strategy, self.trainer.num_nodes
+        if not isinstance(strategy, DDPStrategy):
+            check_started(1)
+        elif cast(ClusterEnvironment, strategy.cluster_environment).creates_processes_externally:
+            check_started(nodes * strategy.num_processes)
+        elif nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes is {nodes}, and nothing has started processes on the nodes: use torchrun or srun "
+                "(docs/cluster.md)."
+            )
+        else:
+            raise Launch(strategy.num_processes)
+
+    def _check_folders(self) -> None:
+        """Can a fit write where it will, minutes or hours from now?"""
+        if self.model.needs_experts and self.model.experts.missing(self.model.store):
+            check_writable(Path(self.model.experts.root))
+        for logger in self.trainer.loggers:
+            check_writable(Path(logger.save_dir or self.trainer.default_root_dir))
+
+    def _check_callbacks(self) -> None:
+        kinds = [type(callback) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
+        if kinds.count(Evaluation) != 1 and (
+            self.subcommand in ("validate", "test") or {Export, ClosingTable, Analysis} & set(kinds)
+        ):
+            raise UserError(f"trainer.callbacks must hold one Evaluation, got {kinds.count(Evaluation)}.")
+        if ClosingTable in kinds and Export not in kinds:
+            raise UserError("trainer.callbacks: ClosingTable needs Export.")
+
+    def _check_images_per_class(self) -> None:
+        """As many random real images are drawn to start from, for the closing table and for the baseline."""
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        closing = any(isinstance(callback, ClosingTable) for callback in callbacks)
+        baseline = any(isinstance(callback, Diagnostics) and callback.baseline for callback in callbacks)
+        if self.model.init == "real" or closing or baseline:
+            self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        given = self._get(self.config_init, "trainer")
+        callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks]
+        added: list[L.Callback] = [] if given.enable_progress_bar is False else [StepProgress()]
+        if any(isinstance(callback, LastCheckpoint) for callback in callbacks):
+            added.append(self._preemption)
+        self.trainer_defaults["callbacks"] = added
+        plugins = given.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        # Lightning's own answer to SIGTERM begins a broadcast, which only the processes that got the signal would join.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        if not self._get(self.config_init, "whole_set"):
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, ClosingTable):
+                    callback.whole_set = None
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        writes = self.trainer.loggers or isinstance(self.model, DistillationModule)  # experts alone may be shared
+        alone = subcommand == "fit" and writes and self.trainer.is_global_zero
+        with own_folder(self.trainer, self._get(self.config, "ckpt_path")) if alone else nullcontext():
+            super()._run_subcommand(subcommand)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        args: Command line without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        The exit code.
+    """
+    quiet()
+    end_with_parent()
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        if arguments[:1] == ["sweep"]:
+            return sweep(arguments[1:])
+        if arguments[:1] == ["report"]:
+            return report(arguments[1:])
+        with answering_signals() as preemption:
+            DistillationCLI(arguments, preemption)
+    except Launch as launch:
+        several = launch
+    except UserError as error:
+        return fail(str(error), error.exit_code)
+    except MisconfigurationException as error:
+        return fail(str(error), UserError.exit_code)
+    except torch.OutOfMemoryError:
+        return fail(
+            "The device is out of memory. Lower model.objective.synthetic_batch_size, model.objective.unroll_steps or "
+            "model.segments_per_step, and go on with --ckpt_path last --allow_changes "
+            "model.objective,model.segments_per_step.",
+            UserError.exit_code,
+        )
+    except BrokenPipeError:
+        return unheard()
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return fail(
+            f"{error.strerror or error}{where}. Free space, or choose a folder that can be read and written.",
+            StoredFileError.exit_code,
+        )
+    except Stopped as error:
+        return stopped(error.number)
+    except KeyboardInterrupt:
+        print("mim4dd: interrupted", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        if (code := parted(error)) is None:
+            raise
+        return code
+    else:
+        return 0
+    return run_all(arguments, several)

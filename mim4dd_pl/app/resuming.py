@@ -1,0 +1,143 @@
+"""Which run a fit goes on with, and that no two fits share one."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+
+from mim4dd_pl.basics.errors import StoredFileError, UserError
+from mim4dd_pl.basics.files import locked
+from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
+
+_CHANGEABLE = (
+    "model.lr_images",
+    "model.lr_student_lr",
+    "model.min_student_lr",
+    "model.momentum",
+    "model.objective",
+    "model.segments_per_step",
+    "model.information.weight",
+    "model.information.real_batch_size",
+    "model.soft_labels.lr",
+)
+"""Settings that take effect in a run that goes on; the others say how a run starts or what its checkpoint holds."""
+
+
+def check_changes(names: Sequence[str]) -> None:
+    """Refuse names of settings that a run cannot change on its way."""
+    for name in names:
+        if not _named(name, _CHANGEABLE):
+            raise UserError(
+                f"allow_changes takes {', '.join(_CHANGEABLE)}, got {name}: for another setting start a new run."
+            )
+
+
+def _named(key: str, names: Sequence[str]) -> bool:
+    """Whether ``key`` or a key above it is among ``names``."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def difference(
+    checkpoint: dict[str, Any], settings: dict[str, Any], keeper: str, changes: Sequence[str] = ()
+) -> str | None:
+    """What keeps a checkpoint from going on with these settings, in words; None if nothing does.
+
+    Args:
+        checkpoint: As it was read.
+        settings: Of the recipe at hand, from :func:`settings_of`.
+        keeper: Name of the callback that keeps the settings of a run in its checkpoints.
+        changes: Settings that may differ.
+    """
+    kept = checkpoint.get("callbacks", {}).get(keeper) if isinstance(checkpoint, dict) else None
+    if kept is None or not {"state_dict", "optimizer_states", "loops", "global_step"} <= checkpoint.keys():
+        return "is no checkpoint of `mim4dd fit`"
+    for key in sorted(kept.keys() | settings.keys()):
+        then, now, name = kept.get(key, "none"), settings.get(key, "none"), key.replace(".init_args", "")
+        if then != now and not _named(name, changes):
+            return f"was made with {name} {then}, this recipe has {now}"
+    return None
+
+
+NAMED_CHECKPOINTS = ("last", "best")
+"""What ``--ckpt_path`` takes beside a file: the checkpoint of this name in the newest run of the recipe."""
+
+
+def newest_first(runs: Path, name: str) -> list[Path]:
+    """The checkpoints of one name in a folder of runs, that of the newest run first."""
+    versions = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdigit()]
+    versions.sort(key=lambda path: int(path.name.removeprefix("version_")), reverse=True)
+    return [path for run in versions if (path := run / "checkpoints" / f"{name}.ckpt").is_file()]
+
+
+@contextmanager
+def own_folder(trainer: L.Trainer, ckpt_path: str | None) -> Iterator[None]:
+    """Hold the run's folder for this fit alone while the block runs; two new runs never take the same number.
+
+    Args:
+        trainer: Of the fit.
+        ckpt_path: What the fit goes on from, if anything.
+
+    Raises:
+        StoredFileError: If another fit holds it, or it holds another run.
+    """
+    with ExitStack() as stack:
+        with locked(Path(getattr(trainer.logger, "save_dir", None) or trainer.default_root_dir), "runs"):
+            folder = Path(trainer.log_dir or trainer.default_root_dir)  # the logger takes the next free number
+            try:
+                stack.enter_context(locked(folder, waits=False))
+            except BlockingIOError:
+                raise StoredFileError(
+                    f"{folder} is in use by another `mim4dd fit`: wait for its end, or start a new run."
+                ) from None
+        goes_on = ckpt_path is not None and Path(ckpt_path).resolve().parent.parent == folder.resolve()
+        if not goes_on and (folder / "checkpoints/last.ckpt").exists():
+            raise StoredFileError(
+                f"{folder} holds a run: go on with it by --ckpt_path last, or choose another trainer.logger."
+            )
+        yield
+
+
+def continue_run(config: Namespace, settings: dict[str, Any], keeper: str) -> None:
+    """Find a checkpoint of this very recipe, and go on in the folder of its run.
+
+    ``last`` and ``best`` are those of the newest run of the recipe; runs with other settings may lie beside it.
+
+    Args:
+        config: Of the fit, whose ``ckpt_path`` and version this completes.
+        settings: Of its recipe, from :func:`~mim4dd_pl.recipes.settings_of`.
+        keeper: Name of the callback that keeps the settings of a run in its checkpoints.
+
+    Raises:
+        StoredFileError: If there is none, or it was made with other settings.
+    """
+    logger = getattr(config.trainer.logger, "init_args", None)
+    runs = Path(logger.save_dir) / (logger.name or "") if logger is not None else None
+    candidates = [Path(config.ckpt_path)]
+    if (which := config.ckpt_path) in NAMED_CHECKPOINTS:
+        if runs is None:
+            raise UserError(f"--ckpt_path {which} needs trainer.logger with a save_dir; give a .ckpt file instead.")
+        candidates = newest_first(runs, which)
+        if not candidates:
+            raise StoredFileError(
+                f"No run to resume in {runs}: none has checkpoints/{which}.ckpt. Start one without --ckpt_path."
+            )
+    changes = [name for name in config.allow_changes.split(",") if name]
+    check_changes(changes)
+    reasons = []
+    for path in candidates:
+        reason = difference(AtomicCheckpointIO().load_checkpoint(path), settings, keeper, changes)
+        if reason is None:
+            break
+        reasons.append(f"{path} {reason}")
+    else:
+        raise StoredFileError(
+            f"{reasons[0]}: go on with the setting of the checkpoint, name it in --allow_changes, or start a new "
+            "run without --ckpt_path."
+        )
+    config.ckpt_path = str(path)
+    run = path.resolve().parent.parent
+    if runs is not None and run.parent == runs.resolve() and run.name.startswith("version_"):
+        config.trainer.logger.init_args.version = int(run.name.removeprefix("version_"))

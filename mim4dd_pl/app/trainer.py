@@ -1,0 +1,103 @@
+"""Lightning's Trainer with the commands of the program: ``check``, and what ``validate`` and ``test`` evaluate."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+
+from mim4dd_pl.analysis.callback import Analysis
+from mim4dd_pl.app.estimate import estimate, show
+from mim4dd_pl.basics.errors import UserError
+from mim4dd_pl.basics.files import check_room
+from mim4dd_pl.callbacks.closing import ClosingTable
+from mim4dd_pl.callbacks.evaluation import Evaluation
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.modules.data import ImageDataModule
+from mim4dd_pl.modules.distillation import DistillationModule
+from mim4dd_pl.modules.experts import ExpertModule
+from mim4dd_pl.networks.base import NetworkFactory
+from mim4dd_pl.stored.foreign import read_set
+
+
+class Trainer(L.Trainer):
+    """Each public method is a command, each of its arguments an option."""
+
+    def check(self, model: L.LightningModule, datamodule: ImageDataModule, compiled: bool = False) -> None:
+        """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images.
+
+        Args:
+            model: Of the recipe.
+            datamodule: Of the recipe.
+            compiled: Measure compiled steps where the run compiles: that takes minutes, which the run then saves.
+
+        Raises:
+            StoredFileError: If a disk has no room for what the run writes.
+        """
+        experts = Path(cast(DistillationModule | ExpertModule, model).experts.root)
+        expected = estimate(self, model, datamodule, compiled)
+        show(expected, self.strategy.root_device, experts, self.world_size)
+        run = Path(self.log_dir or self.default_root_dir)
+        check_room({experts: round(2**30 * expected.experts), run: round(2**30 * expected.run)})
+
+    def validate(  # type: ignore[override]
+        self,
+        model: L.LightningModule,
+        datamodule: ImageDataModule,
+        ckpt_path: str | None = None,
+        distilled: str | None = None,
+    ) -> Any:
+        """Fresh students on a distilled set, classifying the validation images.
+
+        Args:
+            model: Of the recipe.
+            datamodule: Of the recipe.
+            ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
+            distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
+        """
+        self._use(datamodule, distilled)
+        return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
+    def test(  # type: ignore[override]
+        self,
+        model: L.LightningModule,
+        datamodule: ImageDataModule,
+        ckpt_path: str | None = None,
+        distilled: str | None = None,
+        across: list[NetworkFactory] | None = None,
+        results: str | None = None,
+    ) -> Any:
+        """Fresh students on a distilled set beside its controls, classifying the test images.
+
+        Args:
+            model: Of the recipe.
+            datamodule: Of the recipe.
+            ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
+            distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
+            across: Other networks to train on the set as well.
+            results: A folder for results.json and results.csv, and for what Analysis finds.
+        """
+        tables = [callback for callback in self.callbacks if isinstance(callback, ClosingTable)]  # type: ignore[attr-defined]
+        if not tables and (across or results):
+            raise UserError("across and results speak of the closing table: add ClosingTable to trainer.callbacks.")
+        evaluation = self._use(datamodule, distilled)
+        shape, classes = datamodule.image_shape, datamodule.num_classes
+        try:
+            evaluation.across = [FlatNetwork(factory, shape, classes) for factory in across or ()]
+        except ValueError as error:
+            raise UserError(f"across: {error}") from error
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Analysis | ClosingTable):
+                callback.results = None if results is None else Path(results)
+        return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
+    def _use(self, data: ImageDataModule, folder: str | None) -> Evaluation:
+        """The callback that evaluates, told what."""
+        evaluation: Evaluation = next(callback for callback in self.callbacks if isinstance(callback, Evaluation))  # type: ignore[attr-defined]
+        if folder is not None:
+            evaluation.distilled = read_set(
+                Path(folder), data.image_shape, data.source.classes, data.train.normalization, evaluation.training.lr
+            )
+            data.normalize_as(evaluation.distilled.normalization)
+            # The control takes as many real images.
+            data.check_images_per_class(max(1, len(evaluation.distilled.labels) // data.num_classes))
+        return evaluation

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, shapes, seeded randomness, files, the machine, the terminal, YAML."""

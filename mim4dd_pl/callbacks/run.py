@@ -1,0 +1,63 @@
+"""What callbacks work on: the synthetic set as it stands, the data, random real images, and each other."""
+
+from pathlib import Path
+from typing import TypeVar, cast
+
+import lightning as L
+import torch
+
+import mim4dd_pl
+from mim4dd_pl.data.sets import InMemory
+from mim4dd_pl.modules.data import ImageDataModule
+from mim4dd_pl.modules.distillation import DistillationModule
+from mim4dd_pl.stored.distilled import Distilled, to_facts
+
+_C = TypeVar("_C", bound=L.Callback)
+
+
+def data_of(module: DistillationModule) -> ImageDataModule:
+    """The data that a Trainer runs the module on."""
+    return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
+
+
+def random_real(module: DistillationModule, images: int, number: int) -> InMemory:
+    """About so many random training images, the same number of each class."""
+    train = data_of(module).train.to(module.device)
+    generator = module.stream.at("random real", number).generator()
+    return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
+
+
+def learned_set(module: DistillationModule, **facts: object) -> Distilled:
+    """A copy of the synthetic set on the CPU; ``facts`` go on its card, before those of the run."""
+    data, synthetic = data_of(module), module.synthetic
+    logits = synthetic.label_logits
+    return Distilled(
+        images=synthetic.result.cpu().clone(),
+        labels=synthetic.labels.cpu(),
+        label_logits=None if logits is None else logits.detach().cpu().clone(),
+        student_lr=synthetic.student_lr.detach().cpu().clone(),
+        normalization=data.train.normalization,
+        classes=data.source.classes,
+        facts=to_facts(
+            data_set=data.data_set,
+            outer_steps=module.outer_steps,
+            **facts,
+            network=module.network.name,
+            objective=repr(module.objective),
+            chosen_on="held-out training images" if data.validate_on == "held_out" else "test images: optimistic",
+            training_images=data.train.fingerprint(),
+            information_term="off" if module.information is None else type(module.information.critic).__name__,
+            seed=module.stream.seed,
+            versions=f"mim4dd_pl {mim4dd_pl.__version__}, torch {torch.__version__}, lightning {L.__version__}",
+        ),
+    )
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """The folder of the run; only process 0 may write there. To be called in all processes, which it tells."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def find(trainer: L.Trainer, kind: type[_C]) -> _C:
+    """The callback of this kind."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]

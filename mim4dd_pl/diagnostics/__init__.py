@@ -1,0 +1,1 @@
+"""Signs that a fit goes wrong, and the callback that names them."""

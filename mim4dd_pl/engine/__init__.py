@@ -1,0 +1,1 @@
+"""Networks as functions of one vector, their derivatives, and the unroll of an inner loop."""

@@ -1,0 +1,134 @@
+"""The same derivatives, compiled, and when that pays."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp
+
+from mim4dd_pl.engine.derivatives import Derivatives, Sweep, Work, _losses, soft
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.engine.lowering import NormsAsFormulas, lower
+
+_log = logging.getLogger(__name__)
+
+Compile = Literal["auto", True, False]
+
+_WORTH_COMPILING = 25.0
+"""Seconds of plain work for each layer with parameters, as :meth:`Work.seconds` estimates them, from which compiling
+pays for itself: it takes one to two minutes for the 7 layers of ConvNetD3, and five to nine for the 41 of ResNet18."""
+
+_VARIANTS = 256
+
+
+class CompiledDerivatives(Derivatives):
+    """The same, compiled for minibatches of one size; others, such as the rest of an epoch, take the plain way.
+
+    The first call of each function compiles it (half a minute; seconds from torch's cache). Where that fails, it warns
+    and the function stays plain.
+
+    Args:
+        network: The architecture.
+        batch_size: B.
+        device: Where the networks live.
+    """
+
+    def __init__(self, network: FlatNetwork, batch_size: int, device: torch.device) -> None:
+        super().__init__(network)
+        self.size = self.chunk(batch_size, device)
+        self.device = device
+        lowered = FlatNetwork(
+            lambda shape, classes: lower(network.factory(shape, classes), device),
+            network.image_shape,
+            network.num_classes,
+        )
+
+        def losses(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+            with NormsAsFormulas():
+                return _losses(lowered, theta, images, labels)
+
+        def gradient(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+            g: Tensor = grad(lambda theta: losses(theta, images, labels).sum())(theta)
+            return g
+
+        def sweep(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+            def s(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+                value = jvp(lambda theta: losses(theta, images, labels), (theta,), (cotangent,))[1]
+                return value.sum(), value
+
+            inputs = (0, 1, 2) if soft(labels) else (0, 1)
+            (to_theta, to_images, *to_labels), value = grad(s, argnums=inputs, has_aux=True)(theta, images, labels)
+            return value, to_theta, to_images, to_labels[0] if to_labels else None
+
+        def direct(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+            value, _, *others = sweep(theta, images, labels, cotangent)
+            return value, torch.zeros_like(theta), *others  # the compiler leaves out what is not returned
+
+        self._functions: dict[str, Callable[..., Any]] = {
+            "gradient": self._compiled(gradient),
+            "sweep": self._compiled(sweep),
+            "direct": self._compiled(direct),
+        }
+        self._proven: set[str] = set()
+
+    def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        gradient: Tensor | None = self._call("gradient", theta, images, labels)
+        return super()._gradient(theta, images, labels) if gradient is None else gradient
+
+    def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool) -> Sweep:
+        name = "sweep" if along_theta else "direct"
+        parts: tuple[Any, ...] | None = self._call(name, theta, images, labels, cotangent)
+        return super()._sweep(theta, images, labels, cotangent, along_theta) if parts is None else Sweep(*parts)
+
+    def _compiled(self, function: Callable[..., Tensor | tuple[Tensor | None, ...]]) -> Callable[..., Any]:
+        graphs = "reduce-overhead" if self.device.type == "cuda" else None
+        return torch.compile(function, fullgraph=True, dynamic=False, mode=graphs)
+
+    def _call(self, name: str, theta: Tensor, images: Tensor, *others: Tensor) -> Any:
+        """What the compiled function returns; None for another size, or where it does not compile."""
+        if images.shape[1] != self.size or name not in self._functions:
+            return None
+        _allow_variants()
+        try:
+            # One mode and one layout, or the compiler would make a variant for each; the functions set their own mode.
+            with torch.no_grad():
+                inputs = [argument.detach().contiguous() for argument in (theta, images, *others)]
+                results = self._functions[name](*inputs)
+        except Exception as error:  # a compiler fails in as many ways as it has parts
+            if name in self._proven or isinstance(error, torch.OutOfMemoryError):
+                raise
+            del self._functions[name]
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            _log.warning("%s does not compile here, and goes on at plain speed: %s", self.network.name, reason[:200])
+            return None
+        self._proven.add(name)
+        if self.device.type != "cuda":
+            return results
+        # A CUDA graph writes its next results over these.
+        if isinstance(results, Tensor):
+            return results.clone()
+        return tuple(None if result is None else result.clone() for result in results)
+
+
+def _allow_variants() -> None:
+    """Every network and batch size is a variant of the same three functions; the compiler's default allows eight.
+
+    Its settings belong to the thread, and a backward pass on an accelerator has one of its own.
+    """
+    if torch._dynamo.config.recompile_limit < _VARIANTS:
+        torch._dynamo.config.recompile_limit = _VARIANTS
+
+
+def worth_compiling(network: FlatNetwork, compile: Compile, work: Work) -> bool:
+    """Whether to compile for ``work``: as ``compile`` says, or with ``auto`` where the plain way would take minutes.
+
+    It goes by the recipe and not by the clock, so that a repeated run decides as the first one did.
+    """
+    return work.seconds(network) > _WORTH_COMPILING * network.num_layers if compile == "auto" else compile
+
+
+def derivatives(network: FlatNetwork, compile: bool, batch_size: int, device: torch.device) -> Derivatives:
+    """Compiled or plain derivatives for minibatches of ``batch_size`` on ``device``."""
+    return CompiledDerivatives(network, batch_size, device) if compile else Derivatives(network)

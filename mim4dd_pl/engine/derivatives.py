@@ -1,0 +1,166 @@
+"""Derivatives of the training loss of K networks at once: what every inner loop and every training is made of.
+
+:meth:`Derivatives.gradient` is one step's g; :meth:`Derivatives.sweep` pulls a cotangent u of g back, through one more
+differentiation of s = <g, u>. Both are pure functions of fixed shapes, so :class:`CompiledDerivatives` compiles them.
+Written plainly, a sweep is cheapest as reverse over reverse; compiled, as reverse over forward: one pass along u, whose
+result s is differentiated once, which also avoids the double backward that compiled code lacks.
+
+Symbols: K networks, each with P parameters and a minibatch of B images of shape (c, h, w) and B labels: classes, int64
+(K, B), or soft labels (K, B, C), along which a sweep has a derivative too.
+"""
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils.flop_counter import FlopCounterMode
+
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.engine.flat import FlatNetwork
+
+# --- hosts ---------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Mean cross-entropy, written out so that forward-mode derivatives of it can be differentiated again.
+
+    .. math:: \frac1B \sum_b \sum_c p_{bc} \Big( \log \sum_{c'} e^{z_{bc'}} - z_{bc} \Big)
+
+    with p = 1 at the class of the image and 0 elsewhere for hard labels.
+
+    Args:
+        logits: z, shape (B, C).
+        labels: Classes, shape (B,), int64 in 0..C-1; or soft labels p, shape (B, C), rows that add up to 1.
+
+    Returns:
+        Loss in nats, shape ().
+    """
+    if labels.ndim == 1:
+        return (logits.logsumexp(1) - logits.gather(1, labels[:, None]).squeeze(1)).mean()
+    return (labels * (logits.logsumexp(1, keepdim=True) - logits)).sum(1).mean()
+
+
+class Sweep(NamedTuple):
+    """s = <g, u> of each network (K,), and its derivatives.
+
+    Along theta (K, P), along the images (K, B, c, h, w) and along soft labels (K, B, C); classes have none.
+    """
+
+    s: Tensor
+    theta: Tensor
+    images: Tensor
+    labels: Tensor | None
+
+
+class Derivatives:
+    """Derivatives of the mean cross-entropy of a minibatch, by plain autograd.
+
+    On a CPU a large minibatch is taken in equal chunks of at most 64 images one after another, where its size has such
+    a divisor and the network treats each image alone: as fast, in the memory of a chunk.
+
+    Args:
+        network: The architecture of all K networks.
+    """
+
+    def __init__(self, network: FlatNetwork) -> None:
+        self.network = network
+
+    def loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each network, shape (K,), of theta (K, P), images (K, B, c, h, w) and labels."""
+        return _losses(self.network, theta, images, labels)
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """g, shape (K, P), without a graph."""
+        size = self.chunk(images.shape[1], images.device)
+        parts = [self._gradient(theta, x, y) for x, y in zip(images.split(size, 1), labels.split(size, 1), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+
+    def sweep(
+        self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool = True
+    ) -> Sweep:
+        """Pull back u = ``cotangent``, shape (K, P), through g; without a graph.
+
+        Without ``along_theta`` that derivative is not computed, and zero.
+        """
+        size = self.chunk(images.shape[1], images.device)
+        parts = [
+            self._sweep(theta, x, y, cotangent, along_theta)
+            for x, y in zip(images.split(size, 1), labels.split(size, 1), strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return Sweep(
+            torch.stack([part.s for part in parts]).mean(0),
+            torch.stack([part.theta for part in parts]).mean(0),
+            torch.cat([part.images for part in parts], 1) / len(parts),
+            torch.cat([cast(Tensor, part.labels) for part in parts], 1) / len(parts) if soft(labels) else None,
+        )
+
+    def chunk(self, batch_size: int, device: torch.device) -> int:
+        """How many images of a minibatch are computed together."""
+        return batch_size if self.network.mixes_images else chunk_size(batch_size, device)
+
+    def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            return torch.autograd.grad(self.loss(theta, images.detach(), labels).sum(), theta)[0]
+
+    def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool) -> Sweep:
+        with torch.enable_grad():
+            theta, images = theta.detach().requires_grad_(), images.detach().requires_grad_()
+            labels = labels.detach().requires_grad_(soft(labels))
+            (g,) = torch.autograd.grad(self.loss(theta, images, labels).sum(), theta, create_graph=True)
+            s = (g * cotangent.detach()).sum(-1)
+            inputs = [images, labels] if soft(labels) else [images]
+            if along_theta:
+                to_theta, *others = torch.autograd.grad(s.sum(), [theta, *inputs])
+            else:
+                to_theta, others = torch.zeros_like(theta), list(torch.autograd.grad(s.sum(), inputs))
+            return Sweep(s.detach(), to_theta, others[0], others[1] if soft(labels) else None)
+
+
+def soft(labels: Tensor) -> bool:
+    """Whether labels are distributions over the classes, and no classes."""
+    return labels.is_floating_point()
+
+
+def chunk_size(batch_size: int, device: torch.device) -> int:
+    """The largest divisor of ``batch_size`` in 16..64; all of it where there is none, and on accelerators."""
+    divisors = [size for size in range(16, 65) if batch_size % size == 0]
+    return divisors[-1] if device.type == "cpu" and divisors else batch_size
+
+
+class Work(NamedTuple):
+    """What a run will ask of one :class:`Derivatives`: known from the recipe alone.
+
+    Args:
+        batch_size: B of its minibatches.
+        gradients: Gradients of single networks.
+        sweeps: Sweeps of single networks.
+    """
+
+    batch_size: int
+    gradients: int
+    sweeps: int = 0
+
+    def seconds(self, network: FlatNetwork) -> float:
+        """Roughly what it takes in plain form on two cores.
+
+        A gradient is three forward passes and a sweep eight, at 100 GFLOP/s, over a floor of 1 and 3 ms a call.
+        """
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            # Two images: a batch norm may refuse one.
+            network(network.initial(Stream(0)), torch.zeros(2, *network.image_shape))
+        forward = self.batch_size / 2 * float(counter.get_total_flops()) / 1e11
+        return self.gradients * (1e-3 + 3 * forward) + self.sweeps * (3e-3 + 8 * forward)
+
+
+def _losses(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(network(theta, images), labels)
+
+    if len(theta) == 1:
+        return loss(theta[0], images[0], labels[0])[None]
+    losses: Tensor = vmap(loss)(theta, images, labels)
+    return losses

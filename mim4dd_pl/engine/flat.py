@@ -1,0 +1,127 @@
+"""A network as a pure function of one flat parameter vector.
+
+Trajectories, unrolls and populations speak of a network's parameters as one vector theta of shape (P,).
+:class:`FlatNetwork` reads such a vector: theta, images -> logits.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.basics.shapes import ImageShape
+from mim4dd_pl.networks.base import Network, NetworkFactory
+from mim4dd_pl.networks.batchnorm import Statistics, batch_norms, measure
+
+
+class _ShowLayers(nn.Module):
+    """Lets ``functional_call``, which calls modules only, reach :meth:`Network.layers`."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.network.layers(images)
+
+
+class FlatNetwork:
+    """A network without parameters of its own: every call brings them as one vector.
+
+    It is no ``nn.Module`` on purpose: a student must not appear in a LightningModule's parameters.
+
+    Args:
+        factory: Builds the architecture.
+        image_shape: (channels, height, width) of one image.
+        num_classes: Number of logits C.
+
+    Attributes:
+        num_parameters: P.
+        num_layers: Modules that hold parameters of their own.
+        mixes_images: Whether an image's logits depend on the others of its batch: with batch norm they do, else it is
+            measured.
+    """
+
+    def __init__(self, factory: NetworkFactory, image_shape: ImageShape, num_classes: int) -> None:
+        self.factory = factory
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+        with Stream(0).at("shape only").as_global():
+            self._network = factory(image_shape, num_classes).requires_grad_(False)
+        self._show_layers = _ShowLayers(self._network)
+        self._shapes = {name: p.shape for name, p in self._network.named_parameters()}
+        self._sizes = [math.prod(shape) for shape in self._shapes.values()]
+        self.num_parameters = sum(self._sizes)
+        self.num_layers = len({name.rpartition(".")[0] for name in self._shapes})
+        self.mixes_images = self._measure_mixing()
+
+    @property
+    def name(self) -> str:
+        """Class and settings of the architecture, e.g. ``ConvNet(depth=3, width=128, ...)``."""
+        return f"{type(self._network).__name__}({self._network.extra_repr()})"
+
+    @torch.no_grad()
+    def _measure_mixing(self) -> bool:
+        if batch_norms(self._network):
+            return True
+        images = torch.randn(4, *self.image_shape, generator=Stream(0).at("mixing").generator())
+        together = self._network(images)
+        alone = torch.cat([self._network(half) for half in images.split(2)])
+        return not torch.allclose(together, alone, rtol=1e-3, atol=1e-4)
+
+    def initial(self, stream: Stream) -> Tensor:
+        """Parameters of a freshly initialised network, drawn from ``stream``, shape (P,)."""
+        with stream.as_global():
+            return self.flatten(self.factory(self.image_shape, self.num_classes))
+
+    def flatten(self, network: nn.Module) -> Tensor:
+        """The parameters of ``network`` in the order of ``named_parameters``, detached, shape (P,)."""
+        return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of ``theta``, shape (P,), under the network's parameter names."""
+        parts = theta.split(self._sizes)
+        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def __call__(self, theta: Tensor, images: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Logits of ``images`` under parameters ``theta``.
+
+        Args:
+            theta: Shape (P,).
+            images: Shape (B, c, h, w).
+            statistics: Of :meth:`calibrate`, for batch norms; by default these take the statistics of ``images``.
+
+        Returns:
+            Shape (B, C).
+        """
+        named = {**self.unflatten(theta), **(statistics or {})}
+        logits: Tensor = functional_call(self._network, named, (images,))
+        return logits
+
+    def layers(self, theta: Tensor, images: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, ...]:
+        """One feature map per block, shallow to deep, each of shape (B, c_k, h_k, w_k); arguments as in a call."""
+        named = {**self.unflatten(theta), **(statistics or {})}
+        named = {f"network.{name}": part for name, part in named.items()}
+        layers: tuple[Tensor, ...] = functional_call(self._show_layers, named, (images,))
+        return layers
+
+    def calibrate(self, theta: Tensor, batches: Iterable[Tensor]) -> Statistics:
+        """What batch norms need to classify each image alone: the statistics of their inputs over ``batches``.
+
+        Args:
+            theta: Shape (P,).
+            batches: Training images, each of shape (B, c, h, w); not read for networks without batch norm.
+
+        Returns:
+            Statistics for a call; empty for networks without batch norm.
+        """
+        return measure(self._network, (self(theta, images) for images in batches))
+
+    def layer_shapes(self) -> list[ImageShape]:
+        """(channels, height, width) of each feature map of one image."""
+        with torch.no_grad():
+            maps = self._network.layers(torch.zeros(2, *self.image_shape))  # two: a batch norm may refuse one
+        return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]

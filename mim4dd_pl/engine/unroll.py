@@ -1,0 +1,186 @@
+r"""The inner loop: students trained for N steps, differentiable in images, learning rate and start.
+
+    theta_N = unroll(loop, images, labels, student_lr, start)
+
+All three classes compute the same theta_N; they differ in how the gradient comes back. :class:`ExactUnroll` (the
+default) is exact at the memory of one step plus what the optimiser keeps, :class:`FullGraphUnroll` is autograd through
+everything (the oracle, and what the field's code does), :class:`DetachedUnroll` is TESLA's approximation. Soft labels
+are differentiated like images; classes have no gradient.
+
+The exact gradient: with v the cotangent of :math:`\theta_{i+1}`, and u that of the gradient :math:`g_i`, which the
+optimiser pulls back from :math:`-\alpha v`, one sweep per step from the last to the first:
+
+.. math::
+
+    s = \langle g_i, u\rangle:\qquad \bar\theta_i = v + \partial s/\partial\theta,\quad
+    \bar x_i = \partial s/\partial x,\quad \bar y_i = \partial s/\partial y,\quad \bar\alpha = -\langle d_i, v\rangle
+
+Only one step's graph exists at a time. K students are unrolled at once, each from its own start on its own minibatches.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mim4dd_pl.engine.derivatives import Derivatives, soft
+from mim4dd_pl.engine.optimizers import InnerOptimizer, State
+
+Minibatch = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""(all synthetic images (S, c, h, w), their labels (S,) or (S, C), step) -> x_i (K, B, c, h, w) and y_i (K, B) or
+(K, B, C), differentiable in images and soft labels.
+
+It is called again during the backward pass and must then return what it returned before.
+"""
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """What K students do from their start on.
+
+    Args:
+        derivatives: Of the students' loss.
+        optimizer: How a student moves along its gradient.
+        minibatch: (images, labels, i) -> the minibatches of step i.
+        steps: N, at least 1.
+        window: Truncation, for hosts that want it: only these consecutive steps count as depending on images,
+            labels and student lr, and only with step 0 among them does the result depend on the start. All by default.
+
+    Raises:
+        ValueError: If ``window`` is empty or not consecutive steps of 0..N-1.
+    """
+
+    derivatives: Derivatives
+    optimizer: InnerOptimizer
+    minibatch: Minibatch
+    steps: int
+    window: range | None = None
+
+    def __post_init__(self) -> None:
+        window = self.differentiated
+        if not window or window.step != 1 or window[0] < 0 or window[-1] >= self.steps:
+            raise ValueError(f"A window must be consecutive steps of 0..{self.steps - 1}, got {window}.")
+
+    @property
+    def differentiated(self) -> range:
+        """The window, or all steps."""
+        return range(self.steps) if self.window is None else self.window
+
+
+class Unroll(ABC):
+    """A way to differentiate through N steps of training."""
+
+    @abstractmethod
+    def __call__(self, loop: InnerLoop, images: Tensor, labels: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
+        """Parameters after the inner loop.
+
+        Args:
+            loop: What the students do.
+            images: All synthetic images, shape (S, c, h, w).
+            labels: Their classes, shape (S,), or soft labels, shape (S, C).
+            student_lr: alpha, shape (), positive.
+            start: theta_0 of each student, shape (K, P).
+
+        Returns:
+            theta_N of each student, shape (K, P), with a graph to ``images``, soft ``labels``, ``student_lr`` and
+            ``start``.
+        """
+
+
+class ExactUnroll(Unroll):
+    """The exact gradient in constant memory: keeps theta_0..theta_N, rebuilds one step's graph at a time."""
+
+    def __call__(self, loop: InnerLoop, images: Tensor, labels: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
+        theta: Tensor = _Replay.apply(images, labels, student_lr, start, loop, True)
+        return theta
+
+
+class DetachedUnroll(Unroll):
+    r"""Each step's direct dependence on its own images and labels only (TESLA): not the gradient of the unroll.
+
+    The sweep's :math:`\partial s/\partial\theta` is left out, so v passes every step unchanged.
+
+    Source: Cui et al. 2023 (arXiv:2211.10586).
+    """
+
+    def __call__(self, loop: InnerLoop, images: Tensor, labels: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
+        theta: Tensor = _Replay.apply(images, labels, student_lr, start, loop, False)
+        return theta
+
+
+class FullGraphUnroll(Unroll):
+    """Autograd through the whole inner loop; memory grows with N. Never compiled: for tests and comparisons."""
+
+    def __call__(self, loop: InnerLoop, images: Tensor, labels: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
+        window, optimizer = loop.differentiated, loop.optimizer
+        theta, state = start, optimizer.initial(start)
+        for i in range(loop.steps):
+            if i <= window[0] and window[0] > 0:  # before the window nothing depends on anything
+                theta, state = theta.detach(), tuple(part.detach() for part in state)
+            inside = i in window
+            x, y = loop.minibatch(*((images, labels) if inside else (images.detach(), labels.detach())), i)
+            if not theta.requires_grad:
+                theta = theta.detach().requires_grad_()
+            (g,) = torch.autograd.grad(loop.derivatives.loss(theta, x, y).sum(), theta, create_graph=True)
+            direction, state = optimizer.direction(state, g, i)
+            theta = theta - (student_lr if inside else student_lr.detach()) * direction
+        return theta
+
+
+class _Replay(torch.autograd.Function):
+    """Forward without graphs, backward as one sweep per step from the last to the first of the window."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        labels: Tensor,
+        student_lr: Tensor,
+        start: Tensor,
+        loop: InnerLoop,
+        along_theta: bool,
+    ) -> Tensor:
+        theta, state = start, loop.optimizer.initial(start)
+        saved: list[Tensor] = []
+        for i in range(loop.steps):
+            g = loop.derivatives.gradient(theta, *loop.minibatch(images, labels, i))
+            direction, state = loop.optimizer.direction(state, g, i)
+            if i >= loop.differentiated[0]:
+                saved += [theta, *loop.optimizer.kept(state, g)]
+            theta = theta - student_lr * direction
+        ctx.save_for_backward(images, labels, student_lr, *saved)
+        ctx.loop, ctx.along_theta = loop, along_theta
+        return theta
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_theta: Tensor) -> tuple[Tensor | None, ...]:
+        loop: InnerLoop = ctx.loop
+        window = loop.differentiated
+        images, labels, student_lr, *saved = ctx.saved_tensors
+        to_images, to_lr = torch.zeros_like(images), torch.zeros_like(student_lr)
+        to_labels = torch.zeros_like(labels) if soft(labels) else None
+        to_state: State = tuple(torch.zeros_like(part) for part in loop.optimizer.initial(to_theta))
+        first = window[0]
+        per_step = len(saved) // (loop.steps - first)
+        for i in reversed(range(first, loop.steps)):
+            theta, *rest = saved[(i - first) * per_step : (i - first + 1) * per_step]
+            kept = tuple(rest)
+            to_direction = -student_lr * to_theta
+            to_gradient, to_state = loop.optimizer.pull_back(kept, to_direction, to_state, i)
+            with torch.enable_grad():
+                all_x, all_y = images.detach().requires_grad_(), labels.detach().requires_grad_(soft(labels))
+                x, y = loop.minibatch(all_x, all_y, i)
+            swept = loop.derivatives.sweep(theta, x, y, to_gradient, along_theta=ctx.along_theta)
+            if i in window:
+                to_images += torch.autograd.grad(x, all_x, swept.images)[0]
+                if to_labels is not None:
+                    to_labels += torch.autograd.grad(y, all_y, swept.labels)[0]
+                to_lr += loop.optimizer.along(kept, to_direction, swept.s, i).sum() / student_lr
+            to_theta = to_theta + swept.theta
+        to_start = to_theta if first == 0 else torch.zeros_like(to_theta)
+        return to_images, to_labels, to_lr, to_start, None, None

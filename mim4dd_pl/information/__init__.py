@@ -1,0 +1,1 @@
+"""The information term: heads, critics and their losses."""

@@ -1,0 +1,135 @@
+"""Critics: what is asked of the embeddings of synthetic and real images, layer by layer.
+
+Two critics contrast: they score each pair by s = <z, z'>, and their loss stands for a lower bound on the mutual
+information. One is a control that attracts without contrast and bounds nothing.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd_pl.information.losses import (
+    class_mean_distance,
+    infonce_bound,
+    infonce_loss,
+    nce_bound,
+    nce_loss,
+    same_class,
+)
+
+
+class Verdict(NamedTuple):
+    """A critic's loss on one layer, shape (), and the bound it stands for in nats, shape (), detached.
+
+    The bound is NaN where nothing was measured: without a positive pair, or by a critic that bounds nothing.
+    """
+
+    loss: Tensor
+    bound: Tensor
+
+
+class Critic(nn.Module, ABC):
+    """Judges the embeddings of one layer; built as ``Class(num_classes, **settings)``.
+
+    Attributes:
+        ceiling: The largest value the bound can take on a class-balanced batch, in nats; None if there is no bound.
+    """
+
+    ceiling: float | None = None
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def forward(self, synthetic: Tensor, real: Tensor, synthetic_labels: Tensor, real_labels: Tensor) -> Verdict:
+        """Judge unit vectors.
+
+        Args:
+            synthetic: z, shape (S, d).
+            real: z', shape (R, d).
+            synthetic_labels: Shape (S,).
+            real_labels: Shape (R,).
+        """
+
+
+class SigmoidCritic(Critic):
+    r"""The paper's critic, h = sigmoid(s / tau), with an optional learned temperature and bias.
+
+    With ``learnable`` it is h = sigmoid(s / tau + b) as in SigLIP (Zhai et al. 2023, arXiv:2303.15343): tau stays
+    positive because its logarithm is learned, b starts at 0, where both forms agree.
+
+    Args:
+        num_classes: C, at least 3: the bound never exceeds ln(C-1).
+        temperature: tau, positive; the paper does not state it.
+        reduction: ``paper`` as Eq. 2.16, ``mean`` over all pairs.
+        learnable: Learn tau and b together with the heads.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        temperature: float = 0.1,
+        reduction: Literal["paper", "mean"] = "mean",
+        learnable: bool = False,
+    ) -> None:
+        super().__init__(num_classes)
+        if num_classes < 3:
+            raise ValueError(
+                f"model.information.critic SigmoidCritic needs at least 3 classes, as its bound never exceeds "
+                f"ln(classes - 1), got {num_classes}: set model.information.critic to InfoNCECritic."
+            )
+        self.ceiling = math.log(num_classes - 1)
+        self.reduction = reduction
+        self.log_temperature = _log_temperature(temperature, learnable)
+        self.bias = nn.Parameter(torch.tensor(0.0), requires_grad=learnable)
+
+    def forward(self, synthetic: Tensor, real: Tensor, synthetic_labels: Tensor, real_labels: Tensor) -> Verdict:
+        positive = same_class(synthetic_labels, real_labels)
+        logits = synthetic @ real.T / self.log_temperature.exp() + self.bias  # (S, R)
+        loss = nce_loss(logits, positive, self.num_classes, self.reduction)
+        return Verdict(loss, nce_bound(logits, positive, self.num_classes))
+
+
+class InfoNCECritic(Critic):
+    """A softmax over the real images for each synthetic one (supervised contrastive).
+
+    Args:
+        num_classes: C.
+        temperature: tau, positive.
+        learnable: Learn tau together with the heads.
+    """
+
+    def __init__(self, num_classes: int, temperature: float = 0.1, learnable: bool = False) -> None:
+        super().__init__(num_classes)
+        self.ceiling = math.log(num_classes)
+        self.log_temperature = _log_temperature(temperature, learnable)
+
+    def forward(self, synthetic: Tensor, real: Tensor, synthetic_labels: Tensor, real_labels: Tensor) -> Verdict:
+        positive = same_class(synthetic_labels, real_labels)
+        logits = synthetic @ real.T / self.log_temperature.exp()  # (S, R)
+        return Verdict(infonce_loss(logits, positive), infonce_bound(logits, positive))
+
+
+class ClassMeanCritic(Critic):
+    """The control: draws the class means of both sides together, and contrasts nothing.
+
+    What it gains is gained by matching features and not by information. A head that learns makes the distance small by
+    sending all images to one point: give it ``embedding: IdentityHead``, or heads that stay as they are (``lr: 0``).
+
+    Args:
+        num_classes: C.
+    """
+
+    def forward(self, synthetic: Tensor, real: Tensor, synthetic_labels: Tensor, real_labels: Tensor) -> Verdict:
+        loss = class_mean_distance(synthetic, real, synthetic_labels, real_labels, self.num_classes)
+        return Verdict(loss, loss.new_tensor(math.nan))
+
+
+def _log_temperature(temperature: float, learnable: bool) -> nn.Parameter:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"model.information.critic.temperature must be positive and finite, got {temperature}.")
+    return nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learnable)

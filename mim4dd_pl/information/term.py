@@ -1,0 +1,186 @@
+"""The information term: a layer-wise contrastive lower bound on I(real; synthetic), as an add-on to any host.
+
+For each of K layers a head g_phi embeds the feature maps of synthetic and real images, and a critic judges the
+embeddings. The term is the weighted sum of the layers' losses, Eq. 2.17 of Shang et al. 2023 (arXiv:2312.16627).
+Treating layers as invertible maps, which lets the bound move from images to features, is a heuristic: ReLU and pooling
+lose information.
+
+Not done here: how the term's gradient meets the host's is the module's business, with the factor of
+:meth:`InformationTerm.factor`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd_pl.basics.shapes import ImageShape
+from mim4dd_pl.information.critics import Critic, InfoNCECritic, Verdict
+from mim4dd_pl.information.heads import Head, LinearHead
+from mim4dd_pl.information.losses import balance, layer_weights
+
+
+class Information(NamedTuple):
+    """The term's value, shape (), and the bound of each chosen layer in nats, shape (K,), NaN where there is none."""
+
+    loss: Tensor
+    bounds: Tensor
+
+
+class InformationTerm(nn.Module):
+    r"""Heads, critic and layer weights.
+
+    .. math:: \sum_{k=1}^{K} L_k \,/\, \beta^{K-1-k}
+
+    Args:
+        layer_shapes: (c_k, h_k, w_k) of the network's feature maps, shallow to deep: ``layer1``, ``layer2`` and so on.
+        num_classes: C, at least 2.
+        critic: Builds the critic from C; :class:`InfoNCECritic` by default (the choice that never clearly hurt).
+        embedding: Builds the head of a layer from its shape.
+        layers: Names of the layers that take part, all by default; K counts these alone.
+        weight: lambda, at least 0. With ``balance="gradient"`` the term's pixel gradient is this share of the host's.
+        balance: ``gradient`` rescales the term by gradient norms, ``literal`` is the paper's weighted sum.
+        layer_decay: beta, at least 1.
+        networks: Who shows the features. ``shared``: one network for both sides, the expert where the host has one and
+            else the student. ``student``: the student for both. ``own``, the paper's: synthetic images go through the
+            student, real ones through the expert.
+        through_student: Let the gradient also flow through the student's weights to the images that trained it.
+        real_batch_size: Real images per step, dealt to its segments.
+        real_sampling: ``uniform`` draws them from all, ``balanced`` as many of each class.
+        lr: Adam's learning rate for heads and critic; 0 freezes them as they are initialised.
+    """
+
+    def __init__(
+        self,
+        layer_shapes: Sequence[ImageShape],
+        num_classes: int,
+        critic: Callable[[int], Critic] = InfoNCECritic,
+        embedding: Callable[[ImageShape], Head] = LinearHead,
+        layers: list[str] | None = None,
+        weight: float = 0.3,
+        balance: Literal["gradient", "literal"] = "gradient",
+        layer_decay: float = 2.0,
+        networks: Literal["shared", "student", "own"] = "shared",
+        through_student: bool = False,
+        real_batch_size: int = 256,
+        real_sampling: Literal["uniform", "balanced"] = "uniform",
+        lr: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        _check_ranges(num_classes, weight, layer_decay, real_batch_size, lr)
+        if through_student and networks == "shared":
+            raise ValueError(
+                "model.information.through_student needs the student's features, got model.information.networks "
+                "shared: set it to student or own."
+            )
+        self._chosen = _chosen(layers, len(layer_shapes))
+        self.critic = critic(num_classes)
+        self.heads = nn.ModuleList([embedding(layer_shapes[k]) for k in self._chosen])
+        self.weight = weight
+        self.balance = balance
+        self.networks = networks
+        self.through_student = through_student
+        self.real_batch_size = real_batch_size
+        self.real_sampling = real_sampling
+        self.lr = lr
+        if lr == 0:
+            self.requires_grad_(False)
+        self.layer_weights: Tensor
+        self.register_buffer("layer_weights", layer_weights(len(self._chosen), layer_decay), persistent=False)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that take part, shallow to deep."""
+        return [_name(k) for k in self._chosen]
+
+    @property
+    def needs_expert(self) -> bool:
+        """Whether it only works beside a host that reads experts."""
+        return self.networks == "own"
+
+    def factor(self, host: Tensor, term: Tensor) -> Tensor:
+        """What the term's gradient is multiplied with, shape (): lambda, or what makes it that share of the host's.
+
+        Args:
+            host: The host's gradient on the pixels; lambda is no share where it is zero everywhere.
+            term: The term's, of the same shape.
+        """
+        return host.new_tensor(self.weight) if self.balance == "literal" else balance(host, term, self.weight)
+
+    def features_of(self, student: Tensor, expert: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The parameters, each (P,), through which synthetic and real images are seen.
+
+        Args:
+            student: theta_N, with its graph.
+            expert: theta*_{t+M}; None beside a host that reads no experts.
+
+        Raises:
+            ValueError: If there is no expert and the term needs one.
+        """
+        if not self.through_student:
+            student = student.detach()
+        if self.networks == "student":
+            return student, student
+        if self.networks == "shared":
+            shared = student if expert is None else expert
+            return shared, shared
+        if expert is None:
+            raise ValueError(
+                "model.information.networks own needs an objective that reads experts: set it to shared or student."
+            )
+        return student, expert
+
+    def forward(
+        self,
+        synthetic: Sequence[Tensor],
+        real: Sequence[Tensor],
+        synthetic_labels: Tensor,
+        real_labels: Tensor,
+    ) -> Information:
+        """The term on one pair of batches.
+
+        Args:
+            synthetic: Feature maps of the synthetic images, of all layers, each (S, c_k, h_k, w_k).
+            real: Feature maps of the real images, of all layers, each (R, c_k, h_k, w_k).
+            synthetic_labels: Shape (S,).
+            real_labels: Shape (R,).
+        """
+        verdicts: list[Verdict] = [
+            self.critic(head(synthetic[k]), head(real[k]), synthetic_labels, real_labels)
+            for k, head in zip(self._chosen, self.heads, strict=True)
+        ]
+        losses = torch.stack([verdict.loss for verdict in verdicts])
+        return Information(losses @ self.layer_weights, torch.stack([verdict.bound for verdict in verdicts]))
+
+
+def _name(k: int) -> str:
+    """What a user calls layer k, counted from 0 here and from 1 there."""
+    return f"layer{k + 1}"
+
+
+def _chosen(layers: Sequence[str] | None, num_layers: int) -> list[int]:
+    """Layers by number, shallow to deep."""
+    known = {_name(k): k for k in range(num_layers)}
+    if layers is None:
+        return list(known.values())
+    if not layers or not known.keys() >= set(layers) or len(set(layers)) < len(layers):
+        raise ValueError(
+            f"model.information.layers must name one or more of {', '.join(known)}, each once, got "
+            f"{', '.join(layers) or 'none'}."
+        )
+    return sorted(known[name] for name in layers)
+
+
+def _check_ranges(num_classes: int, weight: float, layer_decay: float, real_batch_size: int, lr: float) -> None:
+    if num_classes < 2:
+        raise ValueError(f"The information term contrasts classes and needs at least 2, got {num_classes}.")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"model.information.weight must be at least 0 and finite, got {weight}.")
+    if not 1 <= layer_decay < math.inf:
+        raise ValueError(f"model.information.layer_decay must be at least 1 and finite, got {layer_decay}.")
+    if real_batch_size < 1:
+        raise ValueError(f"model.information.real_batch_size must be at least 1, got {real_batch_size}.")
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"model.information.lr must be at least 0 and finite, got {lr}.")

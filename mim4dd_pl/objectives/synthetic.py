@@ -1,0 +1,124 @@
+"""The learnable data set: images, their labels, and the learning rate that belongs to them."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.basics.shapes import ImageShape
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Labels that are learned as logits, together with the images.
+
+    Args:
+        lr: Learning rate of the logits.
+    """
+
+    lr: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"model.soft_labels.lr must be at least 0 and finite, got {self.lr}.")
+
+
+class SyntheticImages(nn.Module):
+    r"""S, the synthetic images of all classes, with the student's learning rate alpha.
+
+    Labels are 0, .., 0, 1, .., 1, ..: class by class. alpha is a plain parameter in its own units, so published values
+    of its learning rate keep their meaning; :meth:`settle` keeps it positive after each step.
+
+    Args:
+        image_shape: (c, h, w) of one image.
+        num_classes: C.
+        images_per_class: ipc, at least 1.
+        student_lr: Initial alpha, above ``min_student_lr``.
+        min_student_lr: Smallest alpha that :meth:`settle` leaves, positive.
+        soft: Learn soft labels; they start uniform.
+        average: Decay of a moving average of the images, in [0, 1), which is then the result (FTD, Du et al. 2023,
+            arXiv:2211.11004); none by default.
+
+    Attributes:
+        images: Shape (C * ipc, c, h, w), normalised as the training images are; any real number.
+        labels: The class of each image, shape (C * ipc,), int64.
+        label_logits: Logits of the soft labels, shape (C * ipc, C), if there are any.
+        student_lr: alpha, shape ().
+    """
+
+    labels: Tensor
+    averaged: Tensor | None
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        num_classes: int,
+        images_per_class: int,
+        student_lr: float = 0.01,
+        min_student_lr: float = 1e-6,
+        soft: bool = False,
+        average: float | None = None,
+    ) -> None:
+        super().__init__()
+        if images_per_class < 1:
+            raise ValueError(f"model.images_per_class must be at least 1, got {images_per_class}.")
+        if not 0 < min_student_lr <= student_lr < math.inf:
+            raise ValueError(
+                f"model.student_lr must be finite and at least model.min_student_lr, which must be positive; got "
+                f"{student_lr} and {min_student_lr}."
+            )
+        if average is not None and not 0 <= average < 1:
+            raise ValueError(f"model.image_average must lie in [0, 1), got {average}.")
+        self.images_per_class = images_per_class
+        self.average = average
+        self.min_student_lr = min_student_lr
+        self.images = nn.Parameter(torch.zeros(num_classes * images_per_class, *image_shape))
+        self.register_buffer("averaged", None if average is None else torch.zeros_like(self.images.data))
+        self.label_logits = nn.Parameter(torch.zeros(len(self.images), num_classes)) if soft else None
+        self.student_lr = nn.Parameter(torch.tensor(float(student_lr)))
+        self.register_buffer("labels", torch.arange(num_classes).repeat_interleave(images_per_class))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def targets(self) -> Tensor:
+        """What students are trained on: the classes (C * ipc,), or soft labels (C * ipc, C) with their graph."""
+        return self.labels if self.label_logits is None else self.label_logits.softmax(1)
+
+    def start_from_noise(self, stream: Stream) -> None:
+        """Standard normal pixels, which is the distribution's scale after normalisation."""
+        self.start_from(torch.randn(self.images.shape, generator=stream.generator()))
+
+    def start_from(self, images: Tensor) -> None:
+        """Copies of real images in the order of ``labels``, shape (C * ipc, c, h, w)."""
+        self.images.data.copy_(images)
+        if self.averaged is not None:
+            self.averaged.copy_(images)
+
+    def start_labels_from(self, logits: Tensor) -> None:
+        """Soft labels as a network sees the images, shape (C * ipc, C), none of them for a wrong class.
+
+        Where the network is wrong, the logit of the true class and the largest one change places.
+
+        Source: Guo et al. 2024 (arXiv:2310.05773), who leave out the images that the network gets wrong.
+        """
+        if self.label_logits is None:
+            raise RuntimeError("There are no soft labels to start.")
+        true, taken = self.labels[:, None], logits.argmax(1, keepdim=True)
+        moved = logits.scatter(1, taken, logits.gather(1, true))
+        self.label_logits.data.copy_(moved.scatter(1, true, logits.gather(1, taken)))
+
+    @property
+    def result(self) -> Tensor:
+        """The images to evaluate and to keep, shape (C * ipc, c, h, w), detached: their average, if there is one."""
+        return self.images.detach() if self.averaged is None else self.averaged
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """After a step: lift alpha to ``min_student_lr`` if it fell below, take the images into their average."""
+        self.student_lr.clamp_(min=self.min_student_lr)
+        if self.averaged is not None and self.average is not None:
+            self.averaged.lerp_(self.images, 1 - self.average)

@@ -1,0 +1,1 @@
+"""Training many networks: experts, and the students that evaluate a set."""

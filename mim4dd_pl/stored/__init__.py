@@ -1,0 +1,1 @@
+"""What is kept on disk: expert trajectories and distilled sets."""

@@ -1,0 +1,136 @@
+"""Which segments of which experts an outer step reads, and reading them ahead."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.stored.trajectories import Segment, TrajectoryStore
+
+
+@dataclass(frozen=True)
+class MovingWindow:
+    r"""Start epochs that grow harder: the upper end of their range moves up during the first outer steps.
+
+    .. math:: t < T(s) = \min\big(T_0 + \lfloor (T_{max} - T_0)\, s / S \rfloor,\ T_{max}\big)
+
+    Source: Guo et al. 2024, DATM (arXiv:2310.05773), Section 3.2.
+
+    Args:
+        first: T_0; the upper end at outer step 0, above ``lowest``.
+        steps: S; outer steps until it has reached ``max_start_epoch``, at least 1.
+        lowest: The earliest start epoch.
+    """
+
+    first: int
+    steps: int
+    lowest: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lowest < self.first or self.steps < 1:
+            raise ValueError(
+                "model.objective.moving takes 0 <= lowest < first and steps of at least 1, got lowest "
+                f"{self.lowest}, first {self.first} and steps {self.steps}."
+            )
+
+    def at(self, step: int, max_start_epoch: int) -> range:
+        """Start epochs of outer step s."""
+        moved = self.first + (max_start_epoch - self.first) * step // self.steps
+        return range(self.lowest, min(moved, max_start_epoch))
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Segments from epoch t to t + M, with t uniform in a range.
+
+    Args:
+        max_start_epoch: t lies in 0..max_start_epoch-1; at least 1.
+        expert_epochs: M, at least 1.
+        moving: Narrows the range in early outer steps; not by default.
+    """
+
+    max_start_epoch: int
+    expert_epochs: int
+    moving: MovingWindow | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_start_epoch", "expert_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.objective.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.moving is not None and self.moving.first > self.max_start_epoch:
+            raise ValueError(
+                "model.objective.moving.first must be at most model.objective.max_start_epoch, got "
+                f"{self.moving.first} and {self.max_start_epoch}."
+            )
+
+    @property
+    def last(self) -> int:
+        """The latest epoch that is ever read."""
+        return self.max_start_epoch - 1 + self.expert_epochs
+
+    def starts(self, step: int) -> range:
+        """The start epochs that outer step s draws from."""
+        return range(self.max_start_epoch) if self.moving is None else self.moving.at(step, self.max_start_epoch)
+
+
+class SegmentReader:
+    """Reads each segment while the one before it is in use, in a thread of its own.
+
+    Args:
+        read: (step, index) -> the segment; called in order, possibly for one more than is ever asked for.
+        numbers: Of the segments of a step that are read.
+    """
+
+    def __init__(self, read: Callable[[int, int], Segment], numbers: range) -> None:
+        self._read = read
+        self._numbers = numbers
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._ahead: dict[tuple[int, int], Future[Segment]] = {}
+
+    def read(self, step: int, index: int) -> Segment:
+        """Segment ``index`` of ``step``."""
+        wanted = self._ahead.get((step, index)) or self._thread.submit(self._read, step, index)
+        after = index + self._numbers.step
+        following = (step, after) if after in self._numbers else (step + 1, self._numbers[0])
+        self._ahead = {following: self._thread.submit(self._read, *following)}
+        return wanted.result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class SegmentDraw:
+    """Draws an expert and a start epoch for each segment, and reads one segment ahead.
+
+    Args:
+        store: Finished trajectories.
+        num_experts: How many of them there are.
+        epochs: Which of their epochs.
+        stream: Decides; the node of a segment is ("segment", step, index, "expert").
+        numbers: Of the segments of a step that are read here.
+    """
+
+    def __init__(
+        self, store: TrajectoryStore, num_experts: int, epochs: Epochs, stream: Stream, numbers: range
+    ) -> None:
+        self._store, self._num_experts, self._epochs, self._stream = store, num_experts, epochs, stream
+        self._reader = SegmentReader(self.draw, numbers)
+
+    def draw(self, step: int, index: int) -> Segment:
+        """Segment ``index`` of ``step``, each of its parts of shape (P,)."""
+        generator = self._stream.at("segment", step, index, "expert").generator()
+        expert = int(torch.randint(self._num_experts, (), generator=generator))
+        starts = self._epochs.starts(step)
+        epoch = starts[int(torch.randint(len(starts), (), generator=generator))]
+        return self._store.segment(expert, epoch, self._epochs.expert_epochs)
+
+    def read(self, step: int, index: int) -> Segment:
+        """The same, read while the segment before it was in use."""
+        return self._reader.read(step, index)
+
+    def close(self) -> None:
+        """End the thread that reads ahead."""
+        self._reader.close()

@@ -1,0 +1,196 @@
+"""Expert trajectories on disk: one safetensors file per expert and a manifest that says what they are.
+
+A trajectory is the expert's parameters after every epoch, shape (epochs + 1, P) float32; row 0 is the initialisation.
+Two rows of it, a :class:`Segment`, are read at a time without loading the rest.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.files import check_sha256, locked, read_json, replacing, sha256, write_text
+
+SCHEMA = 2
+
+Storage = Literal["float32", "bfloat16"]
+
+
+class Segment(NamedTuple):
+    """An expert's parameters at epoch t and at epoch t + M, each of shape (P,)."""
+
+    start: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class TrajectorySpec:
+    """What the experts of one store have in common; two stores fit each other when these agree.
+
+    Args:
+        data_set: Name of the data set.
+        data_fingerprint: SHA-256 of its training images and labels.
+        network: Class and settings of the architecture.
+        num_parameters: P.
+        training: The recipe of one expert, in words.
+        epochs: Epochs after the initialisation.
+        seed: Seed of the experts.
+        storage: Type of the stored parameters.
+    """
+
+    data_set: str
+    data_fingerprint: str
+    network: str
+    num_parameters: int
+    training: str
+    epochs: int
+    seed: int
+    storage: Storage = "float32"
+
+
+def _file_of(expert: int) -> str:
+    return f"expert_{expert:04d}.safetensors"
+
+
+class TrajectoryStore:
+    """The finished experts of one folder.
+
+    Opening checks that the folder fits ``spec``, and that every file is what was written and holds an expert. An
+    expert appears in the manifest once its file is whole, so an interrupted training keeps the finished ones.
+
+    Args:
+        root: The folder; created with the first expert.
+        spec: What the experts must be.
+
+    Raises:
+        StoredFileError: If the folder holds other experts, or a file is damaged; named in the message.
+    """
+
+    def __init__(self, root: Path, spec: TrajectorySpec) -> None:
+        self.root = root
+        self.spec = spec
+        self._entries: dict[int, dict[str, Any]] = {}
+        if self._manifest.exists():
+            self._entries = self._read_manifest()
+            for entry in self._entries.values():
+                path = self.root / entry["file"]
+                check_sha256(path, entry["sha256"], self._remedy)
+                self._check_rows(path)
+
+    @property
+    def finished(self) -> list[int]:
+        """Numbers of the experts that are there, ascending."""
+        return sorted(self._entries)
+
+    def add(self, expert: int, trajectory: Tensor) -> None:
+        """Keep a finished expert; if another process has finished it meanwhile, theirs stays.
+
+        Args:
+            expert: Its number.
+            trajectory: Shape (epochs + 1, P).
+
+        Raises:
+            StoredFileError: If it cannot be written; what was there before is unchanged.
+        """
+        expected = (self.spec.epochs + 1, self.spec.num_parameters)
+        if tuple(trajectory.shape) != expected:
+            raise ValueError(f"A trajectory of this store has shape {expected}, got {tuple(trajectory.shape)}.")
+        path = self.root / _file_of(expert)
+        with locked(self.root):
+            # Another run may share the folder: keep what it has finished, this expert included.
+            self.refresh()
+            if expert in self._entries:
+                return
+            with replacing(path) as temporary:
+                stored = trajectory.to("cpu", getattr(torch, self.spec.storage)).contiguous()
+                save_file({"trajectory": stored}, temporary)
+            self._entries[expert] = {"file": path.name, "sha256": sha256(path)}
+            manifest = {
+                "schema": SCHEMA,
+                **asdict(self.spec),
+                "experts": {str(number): self._entries[number] for number in self.finished},
+            }
+            write_text(self._manifest, json.dumps(manifest, indent=2) + "\n")
+
+    def refresh(self) -> None:
+        """See the experts that other processes have finished."""
+        if self._manifest.exists():
+            self._entries = self._read_manifest()
+
+    def segment(self, expert: int, start_epoch: int, expert_epochs: int) -> Segment:
+        """Two rows of one trajectory, read from the disk.
+
+        Args:
+            expert: A finished expert.
+            start_epoch: t.
+            expert_epochs: M; t + M must not exceed the epochs of the store.
+        """
+        path = self.root / self._entries[expert]["file"]
+        try:
+            with safe_open(path, framework="pt") as file:
+                rows = file.get_slice("trajectory")
+                segment = Segment(rows[start_epoch].float(), rows[start_epoch + expert_epochs].float())
+        except (OSError, SafetensorError) as error:
+            raise StoredFileError(f"{path} cannot be read: {error}. {self._remedy}") from error
+        # With numpy: torch would start a second team of threads for the thread that reads ahead.
+        if not all(np.isfinite(row.numpy()).all() for row in segment):
+            raise StoredFileError(f"{path} holds parameters that are not finite: the expert diverged. {self._remedy}")
+        return segment
+
+    @property
+    def _manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def _remedy(self) -> str:
+        return f"Delete {self.root} to train the experts anew, or set model.experts.root to another folder."
+
+    def _check_rows(self, path: Path) -> None:
+        """Refuse a file that is no trajectory of this store, or holds one that diverged; reads a row at a time."""
+        expected = (self.spec.epochs + 1, self.spec.num_parameters)
+        try:
+            with safe_open(path, framework="pt") as file:
+                rows = file.get_slice("trajectory")
+                shape = tuple(rows.get_shape())
+                finite = shape == expected and all(bool(rows[row].float().sum().isfinite()) for row in range(shape[0]))
+        except (OSError, SafetensorError) as error:
+            raise StoredFileError(f"{path} cannot be read: {error}. {self._remedy}") from error
+        if shape != expected:
+            raise StoredFileError(f"{path} holds a trajectory of shape {shape}, expected {expected}. {self._remedy}")
+        if not finite:
+            raise StoredFileError(f"{path} holds parameters that are not finite: the expert diverged. {self._remedy}")
+
+    def _read_manifest(self) -> dict[int, dict[str, Any]]:
+        try:
+            manifest = read_json(self._manifest)
+            found = {key: manifest.get(key, "missing") for key in ("schema", *asdict(self.spec))}
+            entries = {
+                int(number): {"file": str(entry["file"]), "sha256": str(entry["sha256"])}
+                for number, entry in manifest["experts"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoredFileError(f"{self._manifest} is damaged ({error!r:.200}). {self._remedy}") from error
+        wanted = {"schema": SCHEMA, **asdict(self.spec)}
+        differing = [key for key in wanted if wanted[key] != found[key]]
+        if differing:
+            key = differing[0]
+            raise StoredFileError(
+                f"The trajectories of {self._manifest} do not fit: their {key.replace('_', ' ')} is "
+                f"{found[key]!s:.200}, "
+                f"this run's is {wanted[key]}. Use the same data set, network and expert settings, or set "
+                "model.experts.root to another folder."
+            )
+        for number, entry in entries.items():
+            if entry["file"] != _file_of(number):
+                raise StoredFileError(
+                    f"{self._manifest} is damaged: it names {entry['file']:.80}, expected {_file_of(number)}. "
+                    f"{self._remedy}"
+                )
+        return entries

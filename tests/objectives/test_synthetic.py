@@ -1,0 +1,96 @@
+"""The learnable set: class by class, from real images or noise, with a learning rate that stays positive."""
+
+import pytest
+import torch
+
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.objectives.synthetic import SoftLabels, SyntheticImages
+
+
+def test_labels_are_class_by_class() -> None:
+    synthetic = SyntheticImages((1, 4, 4), num_classes=3, images_per_class=2)
+    assert synthetic.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert synthetic.images.shape == (6, 1, 4, 4)
+    assert len(synthetic) == 6
+
+
+def test_noise_is_standard_normal_and_a_function_of_the_stream(stream: Stream) -> None:
+    synthetic = SyntheticImages((3, 16, 16), num_classes=10, images_per_class=2)
+    synthetic.start_from_noise(stream)
+    first = synthetic.images.detach().clone()
+    assert float(first.mean()) == pytest.approx(0, abs=0.05)
+    assert float(first.std()) == pytest.approx(1, abs=0.05)
+    synthetic.start_from_noise(stream)
+    assert torch.equal(synthetic.images, first)
+
+
+def test_start_from_copies(stream: Stream) -> None:
+    synthetic, real = SyntheticImages((1, 2, 2), 2, 1), torch.ones(2, 1, 2, 2)
+    synthetic.start_from(real)
+    real.zero_()
+    assert torch.equal(synthetic.images, torch.ones(2, 1, 2, 2))
+
+
+@pytest.mark.parametrize(("stepped", "kept"), [(-3.0, 1e-3), (1e-4, 1e-3), (0.5, 0.5)])
+def test_settling_keeps_the_student_lr_at_its_floor_or_above(stepped: float, kept: float) -> None:
+    synthetic = SyntheticImages((1, 2, 2), 2, 1, student_lr=0.1, min_student_lr=1e-3)
+    synthetic.student_lr.data.fill_(stepped)
+    synthetic.settle()
+    assert float(synthetic.student_lr.detach()) == pytest.approx(kept)
+
+
+@pytest.mark.parametrize("lrs", [(0.0, 0.0), (0.1, 0.2), (float("nan"), 0.1), (float("inf"), 0.1), (0.1, -1.0)])
+def test_a_student_lr_that_cannot_stay_positive_is_refused(lrs: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=r"model\.student_lr must be finite and at least model\.min_student_lr"):
+        SyntheticImages((1, 2, 2), 2, 1, *lrs)
+
+
+def test_no_images_per_class_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.images_per_class must be at least 1, got 0"):
+        SyntheticImages((1, 2, 2), 2, 0)
+
+
+def test_students_see_classes_or_the_softmax_of_the_logits() -> None:
+    hard, soft = (SyntheticImages((1, 2, 2), 3, 1, soft=soft) for soft in (False, True))
+    assert hard.targets is hard.labels
+    assert torch.equal(soft.targets, torch.full((3, 3), 1 / 3))
+    assert soft.targets.requires_grad
+
+
+def test_soft_labels_start_as_a_network_sees_the_images_and_never_for_a_wrong_class() -> None:
+    synthetic = SyntheticImages((1, 2, 2), 3, 1, soft=True)
+    seen = torch.tensor([[2.0, 1.0, 0.0], [3.0, 1.0, 0.0], [0.0, 1.0, 4.0]])
+    synthetic.start_labels_from(seen)
+    assert synthetic.label_logits is not None
+    assert synthetic.label_logits.tolist() == [[2, 1, 0], [1, 3, 0], [0, 1, 4]]
+
+
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), float("inf")])
+def test_a_learning_rate_of_labels_is_finite_and_not_negative(lr: float) -> None:
+    with pytest.raises(ValueError, match=r"model\.soft_labels\.lr must be at least 0 and finite"):
+        SoftLabels(lr)
+
+
+def test_the_result_is_the_moving_average_of_the_images_where_one_is_kept() -> None:
+    """A <- 0.75 a + 0.25 x after each step, from the first images on."""
+    synthetic = SyntheticImages((1, 1, 1), 1, 1, average=0.75)
+    synthetic.start_from(torch.ones(1, 1, 1, 1))
+    assert float(synthetic.result) == 1
+    for pixel, expected in ((5.0, 2.0), (2.0, 2.0), (6.0, 3.0)):
+        synthetic.images.data.fill_(pixel)
+        synthetic.settle()
+        assert float(synthetic.result) == expected
+    assert "averaged" in synthetic.state_dict()
+
+
+def test_without_an_average_the_result_is_the_images() -> None:
+    synthetic = SyntheticImages((1, 1, 1), 1, 1)
+    synthetic.start_from(torch.ones(1, 1, 1, 1))
+    assert torch.equal(synthetic.result, synthetic.images)
+    assert not synthetic.result.requires_grad
+    assert "averaged" not in synthetic.state_dict()
+
+
+def test_an_average_that_never_moves_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.image_average must lie in \[0, 1\), got 1"):
+        SyntheticImages((1, 1, 1), 1, 1, average=1.0)

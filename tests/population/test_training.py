@@ -1,0 +1,141 @@
+"""Training in flat form equals torch's own optimiser, and experts are functions of their seed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.augment import DSA
+from mim4dd_pl.data.sets import InMemory
+from mim4dd_pl.engine.derivatives import Derivatives
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.population.experts import Experts
+from mim4dd_pl.population.students import train_students
+from mim4dd_pl.population.training import Training, train
+from mim4dd_pl.stored.trajectories import TrajectoryStore
+from tests.conftest import randn, to_module
+
+
+@pytest.fixture
+def images(stream: Stream) -> InMemory:
+    return InMemory(randn(stream.at("images"), 10, 1, 4, 4), torch.arange(10) % 3)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        Training(epochs=4, batch_size=4, lr=0.1),
+        Training(epochs=4, batch_size=3, lr=0.1, momentum=0.9, weight_decay=0.01, decay_at_half=True),
+    ],
+)
+def test_training_equals_torchs_sgd(network: FlatNetwork, images: InMemory, training: Training, stream: Stream) -> None:
+    theta = network.initial(stream.at("initial")).double()
+    module = to_module(network, theta)
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+    )
+    for epoch, ours in enumerate(train(Derivatives(network), theta[None], [images], training, [stream])):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 if not training.decay_at_half or epoch < 2 else 0.01
+        order = torch.randperm(10, generator=stream.at("order", epoch).generator())
+        for chosen in order.split(training.batch_size):
+            optimizer.zero_grad()
+            cross_entropy(module(images.images[chosen]), images.labels[chosen]).backward()
+            optimizer.step()
+        torch.testing.assert_close(ours[0], network.flatten(module))
+
+
+def test_sharpness_aware_steps_take_the_gradient_uphill(network: FlatNetwork, images: InMemory, stream: Stream) -> None:
+    """One step on all images: theta - lr * grad(theta + rho g / |g|), for two networks at once."""
+    theta = torch.stack([network.initial(stream.at(number)).double() for number in range(2)])
+    engine = Derivatives(network)
+    x, y = images.images.expand(2, -1, -1, -1, -1), images.labels.expand(2, -1)
+    training = Training(epochs=1, batch_size=10, lr=0.1, sharpness_radius=0.5)
+    (ours,) = train(engine, theta, [images, images], training, [stream, stream])
+    for k in range(2):
+        g = engine.gradient(theta[k : k + 1], x[:1], y[:1])
+        uphill = theta[k : k + 1] + 0.5 * g / g.norm()
+        torch.testing.assert_close(ours[k], theta[k] - 0.1 * engine.gradient(uphill, x[:1], y[:1])[0])
+
+
+def test_experts_of_another_sharpness_are_others() -> None:
+    """And plain ones are called what they were before there was a choice."""
+    assert Training(epochs=1).recipe == repr(Training(epochs=1, sharpness_radius=0.1))
+    assert Training(epochs=1, sharpness_radius=0.1).recipe.endswith(", sharpness_radius=0.1")
+
+
+def test_training_augments_as_its_stream_says(network: FlatNetwork, images: InMemory, stream: Stream) -> None:
+    theta, augment = network.initial(stream).double(), DSA(["crop"])
+    (ours,) = train(Derivatives(network), theta[None], [images], Training(1, 10, 0.1, augment=augment), [stream])
+    order = torch.randperm(10, generator=stream.at("order", 0).generator())
+    augmented = InMemory(augment(images.images[order], stream.at("augment", 0, 0)), images.labels[order])
+    (expected,) = train(Derivatives(network), theta[None], [augmented], Training(1, 10, 0.1), [stream])
+    torch.testing.assert_close(ours, expected)
+
+
+def test_a_trajectory_starts_at_the_initialisation_and_has_one_row_per_epoch(
+    network: FlatNetwork, images: InMemory, training: Training
+) -> None:
+    experts = Experts("unused", training, num_experts=2, seed=5)
+    images = InMemory(images.images.float(), images.labels)
+    derivatives, device = Derivatives(network), torch.device("cpu")
+    (trajectory,) = experts.train([1], derivatives, images, device)
+    assert trajectory.shape == (4, network.num_parameters)
+    assert torch.equal(trajectory[0], network.initial(Stream(5).at("expert", 1, "initial")))
+    assert torch.equal(trajectory, experts.train([1], derivatives, images, device)[0])
+    assert not torch.equal(trajectory, experts.train([0], derivatives, images, device)[0])
+
+
+def test_a_population_equals_single_trainings(network: FlatNetwork, images: InMemory, stream: Stream) -> None:
+    """Three networks at once on sets of their own, each as if it were alone."""
+    training = Training(3, batch_size=4, lr=0.1, momentum=0.9, weight_decay=0.01, augment=DSA())
+    streams = [stream.at("student", number) for number in range(3)]
+    theta = torch.stack([network.initial(each.at("initial")) for each in streams]).double()
+    sets = [InMemory(images.images.roll(number, 0), images.labels) for number in range(3)]
+    for together, *alone in zip(
+        train(Derivatives(network), theta, sets, training, streams),
+        *(
+            train(Derivatives(network), theta[k : k + 1], sets[k : k + 1], training, streams[k : k + 1])
+            for k in range(3)
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-10, atol=1e-12)
+
+
+def test_missing_experts_are_those_that_the_store_lacks(
+    network: FlatNetwork, training: Training, tmp_path: Path
+) -> None:
+    experts = Experts(str(tmp_path), training, num_experts=3)
+    store = TrajectoryStore(tmp_path, experts.spec(network, "digits", "0a"))
+    store.add(1, torch.zeros(4, network.num_parameters))
+    assert experts.missing(store) == [0, 2]
+
+
+def test_students_start_alike_whatever_their_set(
+    network: FlatNetwork, images: InMemory, training: Training, stream: Stream
+) -> None:
+    images = InMemory(images.images.float(), images.labels)
+    other = InMemory(images.images.flip(0), images.labels)
+    device = torch.device("cpu")
+    first = train_students(Derivatives(network), [images, images], training, stream, device).parameters
+    second = train_students(Derivatives(network), [other, images], training, stream, device).parameters
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "training.epochs and training.batch_size must be at least 1, got 0"),
+        ({"epochs": 1, "lr": 0.0}, "training.lr must be positive and finite, got 0.0"),
+        ({"epochs": 1, "lr": float("nan")}, "training.lr must be positive and finite, got nan"),
+        ({"epochs": 1, "momentum": 1.0}, r"training.momentum must lie in \[0, 1\)"),
+    ],
+)
+def test_training_refuses_settings_that_cannot_train(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Training(**settings)  # type: ignore[arg-type]

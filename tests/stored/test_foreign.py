@@ -1,0 +1,148 @@
+"""Distilled sets of whatever origin are read as what they are, or refused by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.normalization import Normalization
+from mim4dd_pl.stored.artefact import write_distilled
+from mim4dd_pl.stored.distilled import Distilled
+from mim4dd_pl.stored.foreign import read_set
+from tests.conftest import randn
+
+CLASSES = ("cat", "dog", "eel")
+OURS = Normalization(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.25]))
+LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
+
+
+@pytest.fixture
+def images(stream: Stream) -> Tensor:
+    return randn(stream, 6, 3, 8, 8, dtype=torch.float32)
+
+
+def read(folder: Path) -> Distilled:
+    return read_set(folder, (3, 8, 8), CLASSES, OURS, 0.01)
+
+
+def write(folder: Path, **tensors: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in tensors.items():
+        torch.save(content, folder / f"{name}.pt")
+    return folder
+
+
+def test_an_artefact_keeps_its_own_normalisation(images: Tensor, tmp_path: Path) -> None:
+    theirs = Normalization(torch.tensor([0.1, 0.1, 0.1]), torch.tensor([0.3, 0.3, 0.3]))
+    written = Distilled(images, LABELS, None, torch.tensor(0.2), theirs, CLASSES, {"seed": "3"})
+    write_distilled(tmp_path / "best", written)
+    distilled = read(tmp_path / "best")
+    assert torch.equal(distilled.images, images)
+    assert torch.equal(distilled.normalization.mean, theirs.mean)
+    assert float(distilled.student_lr) == pytest.approx(0.2)
+    assert distilled.facts == {"seed": "3", "distilled set": str(tmp_path / "best")}
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("images_best", "labels_best")])
+def test_tensors_are_images_as_networks_see_them(images: Tensor, names: tuple[str, str], tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", **dict(zip(names, (images.double(), LABELS.int()), strict=True)))
+    distilled = read(folder)
+    assert torch.equal(distilled.images, images.double().float())
+    assert torch.equal(distilled.labels, LABELS)
+    assert distilled.label_logits is None
+    assert float(distilled.student_lr) == pytest.approx(0.01)
+    assert distilled.normalization is OURS
+
+
+@pytest.mark.parametrize("lr", [torch.tensor(0.3), torch.tensor([0.3]), 0.3])
+def test_a_learning_rate_comes_with_them(images: Tensor, lr: object, tmp_path: Path) -> None:
+    assert float(read(write(tmp_path / "set", images=images, labels=LABELS, lr=lr)).student_lr) == pytest.approx(0.3)
+
+
+def test_soft_labels_are_probabilities_or_logits(images: Tensor, stream: Stream, tmp_path: Path) -> None:
+    logits = randn(stream.at("labels"), 6, 3, dtype=torch.float32)
+    probabilities = logits.softmax(1)
+    stored = {"logits": logits, "exact": probabilities, "half": probabilities.half()}
+    stored["rounded"] = (probabilities * 1000).round() / 1000
+    for name, labels in stored.items():
+        distilled = read(write(tmp_path / name, images=images, labels=labels))
+        targets = distilled.training_set(torch.device("cpu")).labels
+        torch.testing.assert_close(targets, probabilities, atol=1e-3, rtol=0)
+        assert torch.equal(distilled.labels, logits.argmax(1))
+
+
+@pytest.mark.parametrize("names", [CLASSES, ("000", "001", "002")])
+def test_pictures_in_class_folders_are_normalised_as_the_recipes_data(names: tuple[str, ...], tmp_path: Path) -> None:
+    pixels = torch.arange(3 * 3 * 16 * 16, dtype=torch.float32).view(3, 3, 16, 16) % 256
+    for name, picture in zip(names, pixels.to(torch.uint8), strict=True):
+        (tmp_path / name).mkdir()
+        to_pil_image(picture).save(tmp_path / name / "0.png")
+    distilled = read_set(tmp_path, (3, 16, 16), CLASSES, OURS, 0.01)
+    torch.testing.assert_close(distilled.images, OURS(pixels / 255))
+    assert distilled.labels.tolist() == [0, 1, 2]
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, ("/nonexistent",))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"images": torch.zeros(6, 3, 8, 8)}, r"labels\.pt is missing"),
+        ({"images": torch.zeros(6, 8, 8), "labels": LABELS}, r"images\.pt must hold normalised images of shape"),
+        ({"images": torch.zeros(6, 3, 8, 8, dtype=torch.uint8), "labels": LABELS}, r"got torch\.uint8 of shape"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS[:5]}, r"labels\.pt must hold 6 classes"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS + 1}, r"holds classes 1\.\.3, expected 0\.\.2"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": torch.zeros(6, 4)}, r"soft labels of shape \(6, 3\), got"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": torch.tensor(1)}, r"got torch\.int64 of shape \(\)"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS.to(torch.uint16)}, r"got torch\.uint16"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": torch.full((6, 3), torch.nan)}, "labels that are not finite"),
+        ({"images": torch.zeros(6, 3, 8, 8).to_sparse(), "labels": LABELS}, "images.pt"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS, "lr": torch.tensor(1j)}, "one positive number"),
+        (
+            {"images": torch.zeros(6, 3, 9, 9), "labels": LABELS},
+            r"images of \(3, 9, 9\) of 3 classes \(cat, dog, eel\), the recipe's",
+        ),
+        ({"images": torch.full((6, 3, 8, 8), torch.nan), "labels": LABELS}, "images that are not finite"),
+        ({"images": torch.zeros(6, 3, 8, 8), "labels": LABELS, "lr": -1.0}, r"lr\.pt must hold one positive number"),
+        ({"images": [1, 2], "labels": LABELS}, r"images\.pt holds a list, expected a dense tensor"),
+        ({"images": Hostile(), "labels": LABELS}, r"images\.pt is no readable file of tensors"),
+    ],
+)
+def test_tensors_that_are_no_distilled_set_are_refused(
+    tensors: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StoredFileError, match=message):
+        read(write(tmp_path / "set", **tensors))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02(R.", b"\x80\x02t.", b"\x80\x02J.", b"no tensor"])
+def test_a_damaged_file_is_refused(content: bytes, images: Tensor, tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", images=images, labels=LABELS)
+    (folder / "labels.pt").write_bytes(content)
+    with pytest.raises(StoredFileError, match=r"labels\.pt is no readable file of tensors"):
+        read(folder)
+
+
+def test_an_artefact_of_other_classes_is_refused(images: Tensor, tmp_path: Path) -> None:
+    written = Distilled(images, LABELS, None, torch.tensor(0.2), OURS, ("cat", "eel", "dog"), {})
+    write_distilled(tmp_path / "best", written)
+    with pytest.raises(StoredFileError, match=r"3 classes \(cat, eel, dog\), the recipe's data are"):
+        read(tmp_path / "best")
+
+
+def test_a_folder_of_nothing_or_of_other_classes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoredFileError, match="No distilled set in"):
+        read(tmp_path / "absent")
+    (tmp_path / "bird").mkdir()
+    with pytest.raises(StoredFileError, match=r"neither manifest\.json nor images\.pt.*no class of the recipe's.*bird"):
+        read(tmp_path)
+    (tmp_path / "bird").rename(tmp_path / "cat")
+    with pytest.raises(StoredFileError, match="folders for 1 of 3 classes"):
+        read(tmp_path)

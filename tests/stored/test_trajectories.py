@@ -1,0 +1,179 @@
+"""A store gives back what was written, and refuses by name what does not fit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.stored.segments import SegmentReader
+from mim4dd_pl.stored.trajectories import Segment, TrajectorySpec, TrajectoryStore
+from tests.conftest import randn
+
+SPEC = TrajectorySpec("digits", "0a", "ConvNet(depth=1)", 7, "Training(epochs=3)", 3, 0)
+
+
+@pytest.fixture
+def trajectory(stream: Stream) -> torch.Tensor:
+    return randn(stream, 4, 7, dtype=torch.float32)
+
+
+@pytest.fixture
+def store(tmp_path: Path, trajectory: torch.Tensor) -> TrajectoryStore:
+    store = TrajectoryStore(tmp_path / "experts", SPEC)
+    store.add(2, trajectory)
+    return store
+
+
+def test_segments_are_the_rows_that_were_written(store: TrajectoryStore, trajectory: torch.Tensor) -> None:
+    reopened = TrajectoryStore(store.root, SPEC)
+    assert reopened.finished == [2]
+    segment = reopened.segment(2, 1, 2)
+    assert torch.equal(segment.start, trajectory[1])
+    assert torch.equal(segment.target, trajectory[3])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            replace(SPEC, network="ConvNet(depth=2)"),
+            r"their network is ConvNet\(depth=1\), this run's is ConvNet\(depth=2\)",
+        ),
+        (replace(SPEC, data_set="mnist"), "their data set is digits, this run's is mnist"),
+        (replace(SPEC, data_fingerprint="1b"), "their data fingerprint is 0a"),
+        (replace(SPEC, epochs=9), "their epochs is 3, this run's is 9"),
+        (replace(SPEC, seed=1), "their seed is 0, this run's is 1"),
+        (replace(SPEC, storage="bfloat16"), "their storage is float32, this run's is bfloat16"),
+    ],
+)
+def test_a_store_of_other_experts_is_refused_by_name(
+    store: TrajectoryStore, other: TrajectorySpec, message: str
+) -> None:
+    with pytest.raises(StoredFileError, match=message):
+        TrajectoryStore(store.root, other)
+
+
+def test_every_flipped_byte_is_noticed(store: TrajectoryStore) -> None:
+    path = store.root / "expert_0002.safetensors"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 13):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(StoredFileError, match=r"expert_0002\.safetensors is damaged"):
+            TrajectoryStore(store.root, SPEC)
+
+
+def test_a_flipped_bit_of_the_manifest_is_noticed_or_changes_nothing(store: TrajectoryStore) -> None:
+    path = store.root / "manifest.json"
+    whole, said = path.read_bytes(), []
+    for bit in range(0, 8 * len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert TrajectoryStore(store.root, SPEC).finished == [2], bit
+        except StoredFileError as error:
+            said.append(str(error))
+    assert all(str(store.root) in message for message in said)
+    assert len(said) > 0.7 * len(range(0, 8 * len(whole), 7))  # the rest is white space
+
+
+def test_a_missing_expert_is_named(store: TrajectoryStore) -> None:
+    (store.root / "expert_0002.safetensors").unlink()
+    with pytest.raises(StoredFileError, match=r"expert_0002\.safetensors is missing"):
+        TrajectoryStore(store.root, SPEC)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 1}', "null", "{"])
+def test_a_broken_manifest_is_named(store: TrajectoryStore, text: str) -> None:
+    (store.root / "manifest.json").write_text(text)
+    with pytest.raises(StoredFileError, match=r"manifest\.json is damaged"):
+        TrajectoryStore(store.root, SPEC)
+
+
+def test_a_manifest_cannot_point_outside_its_folder(store: TrajectoryStore) -> None:
+    path = store.root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["experts"]["2"]["file"] = "../elsewhere.safetensors"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoredFileError, match=r"names \.\./elsewhere\.safetensors, expected expert_0002\.safetensors"):
+        TrajectoryStore(store.root, SPEC)
+
+
+def test_an_interrupted_write_keeps_the_finished_experts(
+    store: TrajectoryStore, trajectory: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mim4dd_pl.stored.trajectories.save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.add(3, trajectory)
+    assert TrajectoryStore(store.root, SPEC).finished == [2]
+    assert not list(store.root.glob(".*.tmp"))
+
+
+def test_two_runs_that_share_a_folder_keep_each_others_experts(
+    store: TrajectoryStore, trajectory: torch.Tensor
+) -> None:
+    other = TrajectoryStore(store.root, SPEC)
+    store.add(0, trajectory)
+    other.add(1, trajectory)
+    other.add(0, trajectory + 1)
+    assert TrajectoryStore(store.root, SPEC).finished == [0, 1, 2]
+    assert torch.equal(TrajectoryStore(store.root, SPEC).segment(0, 0, 1).start, trajectory[0])
+
+
+def test_parameters_that_are_not_finite_are_refused(store: TrajectoryStore, trajectory: torch.Tensor) -> None:
+    store.add(3, torch.where(torch.arange(4)[:, None] == 3, torch.nan, trajectory))
+    assert torch.equal(store.segment(3, 0, 2).start, trajectory[0])
+    with pytest.raises(StoredFileError, match=r"expert_0003\.safetensors holds parameters that are not finite"):
+        store.segment(3, 1, 2)
+
+
+def test_a_trajectory_of_another_shape_is_refused(store: TrajectoryStore) -> None:
+    with pytest.raises(ValueError, match=r"shape \(4, 7\), got \(4, 8\)"):
+        store.add(3, torch.zeros(4, 8))
+
+
+def test_bfloat16_halves_the_file_and_rounds_to_eight_bits(tmp_path: Path, stream: Stream) -> None:
+    sizes, spec, trajectory = {}, replace(SPEC, num_parameters=10_000), randn(stream, 4, 10_000, dtype=torch.float32)
+    for storage in ("float32", "bfloat16"):
+        store = TrajectoryStore(tmp_path / storage, replace(spec, storage=storage))
+        store.add(0, trajectory)
+        segment = store.segment(0, 0, 3)
+        assert segment.start.dtype == torch.float32
+        torch.testing.assert_close(segment.target, trajectory[3], rtol=0 if storage == "float32" else 2**-8, atol=0)
+        sizes[storage] = (store.root / "expert_0000.safetensors").stat().st_size
+    assert sizes["bfloat16"] == pytest.approx(sizes["float32"] / 2, rel=0.01)
+
+
+def test_segments_are_read_ahead_and_in_any_case_the_right_ones() -> None:
+    """Steps of two segments, then a jump as after a resume: each read is of what was asked for."""
+    read: list[tuple[int, int]] = []
+
+    def one(step: int, index: int) -> Segment:
+        read.append((step, index))
+        return Segment(torch.tensor(step), torch.tensor(index))
+
+    reader = SegmentReader(one, range(2))
+    for step, index in ((0, 0), (0, 1), (1, 0), (7, 1), (8, 0)):
+        assert reader.read(step, index) == Segment(torch.tensor(step), torch.tensor(index))
+    assert read[:5] == [(0, 0), (0, 1), (1, 0), (1, 1), (7, 1)]  # each once, (1, 1) ahead and in vain
+
+
+def test_an_error_while_reading_ahead_is_raised_at_its_segment() -> None:
+    def one(step: int, index: int) -> Segment:
+        if step == 1:
+            raise StoredFileError("damaged")
+        return Segment(torch.tensor(step), torch.tensor(index))
+
+    reader = SegmentReader(one, range(1))
+    reader.read(0, 0)
+    with pytest.raises(StoredFileError, match="damaged"):
+        reader.read(1, 0)
