@@ -3,7 +3,7 @@
 ``fit``, ``validate``, ``test`` and ``check``, each with ``-c recipe.yaml`` and any number of overlays. A recipe names
 classes by their short names. ``sweep`` runs many fits (:mod:`mim4dd_pl.sweep`). Exit codes: 0 done, 1 diverged, 2 wrong
 setting, 3 data, 4 checkpoint, trajectory or artefact, 130 interrupted, 141 nobody reads the output, 143 terminated.
-With several devices this process starts one for each and only watches over them (:mod:`mim4dd_pl.processes`).
+With several devices this process starts one for each and only watches over them (:mod:`mim4dd_pl.app.processes`).
 """
 
 import sys

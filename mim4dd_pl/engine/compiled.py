@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from mim4dd_pl.engine.derivatives import Derivatives, Sweep, Work, _losses, soft
+from mim4dd_pl.engine.derivatives import Derivatives, Sweep, Work, network_losses, soft
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.engine.lowering import NormsAsFormulas, lower
 
@@ -47,7 +47,7 @@ class CompiledDerivatives(Derivatives):
 
         def losses(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
             with NormsAsFormulas():
-                return _losses(lowered, theta, images, labels)
+                return network_losses(lowered, theta, images, labels)
 
         def gradient(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
             g: Tensor = grad(lambda theta: losses(theta, images, labels).sum())(theta)

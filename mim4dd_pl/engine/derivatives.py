@@ -68,7 +68,7 @@ class Derivatives:
 
     def loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Loss of each network, shape (K,), of theta (K, P), images (K, B, c, h, w) and labels."""
-        return _losses(self.network, theta, images, labels)
+        return network_losses(self.network, theta, images, labels)
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """g, shape (K, P), without a graph."""
@@ -156,7 +156,7 @@ class Work(NamedTuple):
         return self.gradients * (1e-3 + 3 * forward) + self.sweeps * (3e-3 + 8 * forward)
 
 
-def _losses(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+def network_losses(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
     def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(network(theta, images), labels)
 

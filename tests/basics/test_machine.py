@@ -12,7 +12,7 @@ from mim4dd_pl.basics import machine as memory
 HELD = """
 from pathlib import Path
 import torch
-from mim4dd_pl.memory import keep_freed_memory
+from mim4dd_pl.basics.machine import keep_freed_memory
 done = {call}
 tensor = torch.ones(50_000_000)
 del tensor

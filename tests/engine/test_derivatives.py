@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
-from mim4dd_pl.engine import derivatives as module
+from mim4dd_pl.engine import compiled
+from mim4dd_pl.engine import derivatives as plain_form
 from mim4dd_pl.engine.compiled import CompiledDerivatives, derivatives, worth_compiling
 from mim4dd_pl.engine.derivatives import Derivatives, Work, chunk_size
 from mim4dd_pl.engine.flat import FlatNetwork
@@ -136,13 +137,14 @@ def test_a_large_minibatch_in_chunks_is_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     theta, images, labels, cotangent = arguments(network, stream, networks=2, batch=96, soft=soft)
-    engine, sizes, losses = kind(network), [], module._losses
+    engine, sizes, losses = kind(network), [], plain_form.network_losses
 
     def spy(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         sizes.append(images.shape[1])
         return losses(network, theta, images, labels)
 
-    monkeypatch.setattr(module, "_losses", spy)
+    for module in (plain_form, compiled):
+        monkeypatch.setattr(module, "network_losses", spy)
     ours = (engine.gradient(theta, images, labels), *engine.sweep(theta, images, labels, cotangent))
     assert sizes == [48] * 4
     network.mixes_images = True
