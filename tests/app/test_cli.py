@@ -292,7 +292,7 @@ WRONG = [
     (["--trainer.val_check_interval=0.5"], 2, "must be a whole number of outer steps, at least 1; got 0.5"),
     (["--trainer.callbacks=[{class_path: ClosingTable}]"], 2, "trainer.callbacks must hold one Evaluation, got 0"),
     (["--data.validation_fraction=1"], 2, "data.validation_fraction must lie between 0 and 1, got 1.0"),
-    (["--data.source=Digitz"], 2, "data.source: no class Digitz; expected Digits, ImageFolder, Npz, MNIST, FashionMNIST"),
+    (["--data.source=Digitz"], 2, "data.source: no class Digitz; expected Digits, ImageFolder, Npz, MNIST"),
     ([MODEL + "images_per_class=200"], 3, "200 real images per class are asked for, class 0 has 128"),
     (["--data.max_train_images=5"], 3, "data.max_train_images must lie in 10..1293 for digits, got 5"),
     (["--data.source=Npz", DATA + "path=nowhere.npz"], 3, "No such file: nowhere.npz"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
-from mim4dd_pl.engine import compiled
+from mim4dd_pl.engine import compiled as compiled_form
 from mim4dd_pl.engine import derivatives as plain_form
 from mim4dd_pl.engine.compiled import CompiledDerivatives, derivatives, worth_compiling
 from mim4dd_pl.engine.derivatives import Derivatives, Work, chunk_size
@@ -143,7 +143,7 @@ def test_a_large_minibatch_in_chunks_is_the_whole(
         sizes.append(images.shape[1])
         return losses(network, theta, images, labels)
 
-    for module in (plain_form, compiled):
+    for module in (plain_form, compiled_form):
         monkeypatch.setattr(module, "network_losses", spy)
     ours = (engine.gradient(theta, images, labels), *engine.sweep(theta, images, labels, cotangent))
     assert sizes == [48] * 4

@@ -59,5 +59,5 @@ def test_rooms_below_the_modules_bring_no_lightning_and_nothing_that_draws(room:
 
 @pytest.mark.parametrize("room", ["modules", "callbacks", "diagnostics"])
 def test_rooms_below_the_analysis_do_not_import_scikit_learn(room: str) -> None:
-    """matplotlib and scipy come with Lightning's torchmetrics from the modules on."""
+    """Scipy and matplotlib come with Lightning's torchmetrics from the modules on."""
     assert "sklearn" not in imported_with(room)
