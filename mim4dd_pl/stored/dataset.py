@@ -49,3 +49,7 @@ class DistilledDataset(Dataset[tuple[Tensor, int | Tensor]]):
     def normalize(self, pixels: Tensor) -> Tensor:
         """Real images with pixels in [0, 1], shape (..., c, h, w), as networks trained on this set expect them."""
         return self._distilled.normalization.to(pixels)(pixels)
+
+    def pixels(self) -> Tensor:
+        """All learned images as they look: normalisation undone, clamped to [0, 1], shape (S, c, h, w)."""
+        return self._distilled.pixels(range(len(self)))
