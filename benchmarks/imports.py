@@ -1,6 +1,6 @@
 """What importing the library and starting the program cost: CPU seconds of fresh processes, beside ``import torch``.
 
-    python -m benchmarks.imports --rounds 7
+python -m benchmarks.imports --rounds 7
 """
 
 import argparse
