@@ -1,7 +1,6 @@
 """Train torchvision's ResNet-18 on a distilled set and test it on real images.
 
-mim4dd fit -c digits
-python examples/train_resnet.py checkpoints/digits/version_0/distilled/best
+After ``mim4dd fit -c digits``: ``python examples/train_resnet.py checkpoints/digits/version_0/distilled/best``
 """
 
 import sys
