@@ -5,7 +5,6 @@ process leaves the old file or the new one. One flipped bit passes safetensors a
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from mim4dd_pl.basics.errors import StoredFileError
@@ -87,43 +87,32 @@ def restore(target: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, name: str = "", waits: bool = True) -> Iterator[None]:
-    """Hold a folder, or a name in it, for this process alone while the block runs; others wait.
+    """Hold a folder, or a name in it, for this thread alone while the block runs; others wait.
 
     The lock dies with the process; its file goes with the block, and the folder too if it was made and is empty.
 
     Raises:
-        BlockingIOError: If another process holds it, and not ``waits``.
+        BlockingIOError: If somebody else holds it, and not ``waits``.
     """
     path, made = folder / f".{name}.lock" if name else folder / ".lock", _missing(folder)
-    while (descriptor := _lock(path, waits)) is None:
-        pass
+    lock = FileLock(path, blocking=waits, fallback_to_soft=False)
+    while not lock.is_locked:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BlockingIOError(errno.EWOULDBLOCK, "Held by another process", str(path)) from None
+        except OSError as error:
+            # The holder before us removed the file, or its folder, meanwhile; NFS calls that stale.
+            gone = error.errno in (errno.ENOENT, errno.EEXIST, errno.ESTALE)
+            if not gone or folder.is_symlink() or folder.is_file():
+                raise
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
         _remove_empty(made)
-
-
-def _lock(path: Path, waits: bool) -> int | None:
-    """A descriptor that holds ``path``; None if the process before us removed the file, or its folder, meanwhile."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except (FileNotFoundError, FileExistsError):
-        if path.parent.is_symlink() or path.parent.is_file():
-            raise
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ESTALE):  # removed; NFS calls it stale
-            os.close(descriptor)
-            raise
-    os.close(descriptor)
-    return None
 
 
 def write_text(target: Path, text: str) -> None:

@@ -1,6 +1,8 @@
 """The distilled set survives the disk unchanged, is checked on opening, and explains itself."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.normalization import Normalization, whitened
 from mim4dd_pl.stored.artefact import read_distilled, write_distilled
 from mim4dd_pl.stored.distilled import Distilled, sheet
-from tests.conftest import randn
+from tests.conftest import ROOT, randn
 
 
 @pytest.fixture(params=["standardised", "whitened"])
@@ -47,6 +49,21 @@ def test_what_is_read_is_what_was_written(distilled: Distilled, folder: Path) ->
     assert back.tensors().keys() == distilled.tensors().keys()
     assert all(torch.equal(tensor, distilled.tensors()[name]) for name, tensor in back.tensors().items())
     assert (back.classes, back.facts) == (distilled.classes, distilled.facts)
+
+
+def test_an_artefact_is_read_where_there_are_no_unix_modules(folder: Path) -> None:
+    """As on Windows, which has no ``fcntl`` and no ``resource`` and opens no folder to flush it."""
+    code = f"""
+import os, sys, warnings
+warnings.simplefilter("ignore")  # filelock's: no lock of its own outside of Windows without fcntl
+sys.modules["fcntl"] = sys.modules["resource"] = None
+del os.fsync, os.sysconf, os.fchmod, os.mkfifo
+from mim4dd_pl import DistilledDataset
+data = DistilledDataset({str(folder)!r})
+print(len(data), data.normalize(data.images).shape[0])
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (found.stdout, found.stderr) == ("4 4\n", "")
 
 
 def test_dataset_gives_normalised_images_and_labels(distilled: Distilled, folder: Path) -> None:
