@@ -1,8 +1,8 @@
 """Images decoded once: a folder of arrays that later runs map into memory, with what was measured on them.
 
 ``<cache>/<name>-<key>/`` holds ``train_images.npy``, ``train_labels.npy``, ``test_images.npy``, ``test_labels.npy`` and
-``about.json``; the key changes with the source's settings and with the size or time of any of its files. Beside them
-lie the statistics and whitenings of splits, under the fingerprint of their training images.
+``about.json``; the key changes with the source's settings and its rule of decoding, and with the size or time of any
+of its files. Beside them lie the statistics and whitenings of splits, under the fingerprint of their training images.
 """
 
 import hashlib
@@ -138,8 +138,9 @@ class Cache:
 
 
 def _key(source: Source, files: Mapping[str, Path]) -> str:
-    """Of what decides the result of decoding: the source's settings, and each file's name, size and time."""
-    digest = hashlib.sha256(repr((SCHEMA, type(source).__name__, source.image_shape, source.classes)).encode())
+    """Of what decides the result of decoding: the source's settings and rule, and each file's name, size and time."""
+    kind = f"{type(source).__name__} {source.rule}".rstrip()
+    digest = hashlib.sha256(repr((SCHEMA, kind, source.image_shape, source.classes)).encode())
     for name, path in sorted(files.items()):
         try:
             facts = path.stat()

@@ -7,36 +7,35 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
 from mim4dd_pl.basics.errors import DataError
 from mim4dd_pl.basics.shapes import ImageShape
-from mim4dd_pl.data.pictures import check_dimensions, check_image_size, square
+from mim4dd_pl.data.pictures import check_image_size, read_picture
 from mim4dd_pl.data.sources import Source, Split, first_line
 
 _Samples = list[tuple[str, int]]
 """Path and label of each picture."""
 
 _ANNOTATIONS = "val_annotations.txt"
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
-"""What a picture may be, whatever its name says: Pillow runs other programs for some of the rest (PostScript)."""
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class ImageFolder(Source):
     """A tree ``root/train/<class>/<image>`` and ``root/test/<class>/<image>`` (or ``val`` for ``test``).
 
     Tiny ImageNet's layout will do too: ``val/images`` with ``val/val_annotations.txt``, and pictures in folders of
-    their class's folder. Images become RGB, are resized so that the shorter side fits and cut to the centre square.
+    their class's folder. Images become RGB, upright by their EXIF data and on white where they are transparent;
+    they are resized so that the shorter side fits and cut to the centre square.
 
     Args:
         root: The folder; its name becomes the name of the data set.
         image_size: Side in pixels of the result.
         classes: Names of the class folders to use, in the order of their labels; all in alphabetical order by default.
     """
+
+    rule = "upright, on white"
 
     def __init__(self, root: str, image_size: int, classes: list[str] | None = None) -> None:
         check_image_size(image_size)
@@ -103,7 +102,7 @@ class ImageFolder(Source):
                 yield torch.stack(list(pool.map(self._decode, paths[start : start + 256])))
 
     def _decode(self, path: str) -> Tensor:
-        return _read(path, self.image_shape[1])
+        return read_picture(path, self.image_shape[1])
 
 
 def read_pictures(folder: Path, classes: Sequence[str], image_shape: ImageShape) -> tuple[Tensor, Tensor]:
@@ -124,27 +123,10 @@ def read_pictures(folder: Path, classes: Sequence[str], image_shape: ImageShape)
     if len({numbers[name] for name in folders}) < len(classes):
         raise DataError(f"{folder} has folders for {len(folders)} of {len(classes)} classes.")
     samples = _listing(folder, {name: numbers[name] for name in folders})
-    images = torch.stack([_read(path, image_shape[1]) for path, _ in samples])
+    images = torch.stack([read_picture(path, image_shape[1]) for path, _ in samples])
     if image_shape[0] == 1:
         images = transforms.rgb_to_grayscale(images)
     return images, torch.tensor([label for _, label in samples])
-
-
-def _read(path: str, side: int) -> Tensor:
-    if not os.path.isfile(path):
-        raise DataError(f"{path} cannot be read as an image: it is no file.")  # a pipe would block for ever
-    try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            check_dimensions(path, *picture.size)
-            if picture.mode[0] in "IF":
-                # Pillow would cut more than 8 bits to white.
-                raise DataError(f"{path} has pixels of mode {picture.mode}, expected 8 bits a channel.")
-            # A palette may hold transparent colours, which Pillow takes away in two steps only.
-            colours = picture.convert("RGBA") if "transparency" in picture.info else picture
-            pixels = transforms.pil_to_tensor(colours.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, *_BOMBS) as error:
-        raise DataError(f"{path} cannot be read as an image: {first_line(error)}") from error
-    return square(pixels, side)
 
 
 def _listing(folder: Path, numbers: Mapping[str, int]) -> _Samples:

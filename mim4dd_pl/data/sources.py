@@ -8,7 +8,7 @@ it decodes.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class Source(ABC):
     name: str
     image_shape: ImageShape
     classes: tuple[str, ...]
+    rule: ClassVar[str] = ""
+    """How files become pixels, in a few words, wherever that has changed: images of another rule are decoded anew."""
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
@@ -43,8 +45,8 @@ class Source(ABC):
     def files(self) -> Mapping[str, Path]:
         """What is decoded: paths by their names within the set. None for a set that costs nothing to decode.
 
-        Decoded images are found again by name, shape, classes and these files: what else decides them must be part of
-        the name.
+        Decoded images are found again by name, shape, classes, rule and these files: what else decides them must be
+        part of the name.
 
         Raises:
             DataError: If they are missing.

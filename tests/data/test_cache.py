@@ -70,6 +70,16 @@ def test_in_memory_and_on_the_disk_are_the_same(folder: Path, tmp_path: Path) ->
     assert mapped.test.fingerprint() == memory.test.fingerprint()
 
 
+def test_images_of_another_rule_are_decoded_anew(
+    folder: Path, tmp_path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rule in ("", "upright, on white", "", "upright, on white"):
+        monkeypatch.setattr(counted, "rule", rule)
+        load(counted(str(folder), 8), tmp_path)
+    assert ImageFolder.rule == "upright, on white"
+    assert counted.decoded == 56
+
+
 def test_the_cache_says_what_it_is(folder: Path, tmp_path: Path) -> None:
     load(ImageFolder(str(folder), 8), tmp_path)
     (about,) = tmp_path.glob("cache/*/about.json")

@@ -191,9 +191,9 @@ def test_image_folder_converts_resizes_and_cuts(folder: Path) -> None:
 def test_a_palette_with_a_transparent_colour_is_converted(folder: Path) -> None:
     picture = Image.new("P", (9, 9), 3)
     picture.putpalette([0, 0, 0] * 3 + [10, 20, 30])
-    picture.save(folder / "train/cat/9.png", transparency=b"\xff\xff\xff\x80")
+    picture.save(folder / "train/cat/9.png", transparency=b"\xff\xff\xff\x99")  # 0.6
     images = pixels(ImageFolder(str(folder), image_size=8).load()[0])
-    assert images[3, :, 0, 0].tolist() == [10, 20, 30]
+    assert images[3, :, 0, 0].tolist() == [108, 114, 120]
 
 
 def test_classes_choose_a_part_in_their_own_order(folder: Path) -> None:
