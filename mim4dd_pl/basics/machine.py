@@ -3,11 +3,12 @@
 import ctypes
 import os
 import platform
-import resource
 import sys
 from pathlib import Path
 
 import torch
+
+from mim4dd_pl.basics.errors import DataError
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -39,6 +40,16 @@ def free_memory(device: torch.device) -> float:
     return available / 2**20 + resident * page
 
 
+def check_memory(what: str, size: int, remedy: str) -> None:
+    """Refuse what would fill the memory of the machine.
+
+    Raises:
+        DataError: If ``size``, in bytes, is more than is free; ends with ``remedy``.
+    """
+    if size / 2**30 > (free := free_memory(torch.device("cpu"))):
+        raise DataError(f"{what} needs {size / 2**30:,.1f} GiB of memory, {free:,.1f} are free: {remedy}.")
+
+
 def peak_memory(device: torch.device) -> float:
     """GiB that this process has held at most; on a CUDA device, of its memory.
 
@@ -46,6 +57,8 @@ def peak_memory(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
+    import resource  # there is none on Windows
+
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

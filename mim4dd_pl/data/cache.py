@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mim4dd_pl.basics.errors import DataError
 from mim4dd_pl.basics.files import check_room, locked, read_json, replacing, sha256, write_text
+from mim4dd_pl.basics.machine import check_memory
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.normalization import Normalization, Whitening, statistics, whitened
 from mim4dd_pl.data.sets import content_hash
@@ -74,17 +75,20 @@ class Cache:
         """Training and test images of ``splits``, kept if there is a place for them.
 
         Raises:
-            DataError: If a picture cannot be decoded or has another shape than the source promises; nothing is left.
+            DataError: If a picture cannot be decoded or has another shape than the source promises, or all of them do
+                not fit in memory where there is no place for them; nothing is left.
             StoredFileError: If they cannot be written, or the disk has no room for them.
         """
         shape = self._source.image_shape
+        size = math.prod(shape) * sum(len(split.labels) for split in splits)
         if self._folder is None:
+            check_memory(self._source.name, size, "set data.cache to a folder that keeps its images")
             train, test = (_in_memory(shape, split.labels, self._checked(split)) for split in splits)
             return train, test
         with locked(self._folder.parent, self._folder.name):
             # Another process may have decoded them while this one waited.
             if (found := self.find()) is None:
-                check_room({self._folder: math.prod(shape) * sum(len(split.labels) for split in splits)})
+                check_room({self._folder: size})
                 _log.info("Decoding %s into %s ...", self._source.name, self._folder)
                 with replacing(self._folder) as temporary:
                     temporary.mkdir()

@@ -5,6 +5,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -14,34 +15,38 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.basics.machine import check_memory
+from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.normalization import chunk_length
 from mim4dd_pl.data.pictures import check_dimensions, check_image_size, square
 from mim4dd_pl.data.sources import Source, Split, first_line
 
 _UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
 )
 """What numpy and zipfile raise at a file that is not what it says, or is encrypted."""
 
-_MOST_COMPRESSED = 100
-"""Bytes of images out of a byte of the file: pictures of digits reach ten, zeros to fill a memory a thousand."""
+_MOST_UNPACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+"""Bytes that a byte of the file can hold, by the methods that numpy writes (zlib's technical details: 1032:1)."""
 
 _MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 _KERAS = ("x_train", "y_train", "x_test", "y_test")
 
 
 class _Header(NamedTuple):
+    """What an array says of itself."""
+
     shape: tuple[int, ...]
     fortran_order: bool
     dtype: "np.dtype[np.generic]"
+
+    @property
+    def size(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {self.shape}"
 
 
 class Npz(Source):
@@ -63,38 +68,14 @@ class Npz(Source):
         self.name = self.path.stem
         # Labels are small: reading them and the images' headers tells shape and classes without decoding images.
         with self._open() as archive:
-            found = [name.removesuffix(".npy") for name in archive.namelist()]
-            self._keys = _MEDMNIST if _MEDMNIST[0] in found else _KERAS
-            missing = [key for key in self._keys if key not in found]
-            if missing:
-                raise DataError(
-                    f"{self.path} lacks {', '.join(missing)}: expected {', '.join(_MEDMNIST)}, or "
-                    f"{', '.join(_KERAS)}; it has {', '.join(sorted(found))[:200] or 'nothing'}."
-                )
-            train, test = (self._images_header(archive, key) for key in self._keys[::2])
+            self._keys = self._names(archive)
+            train, test = (self._images(archive, key).shape for key in self._keys[::2])
             self._labels = [
-                self._read_labels(archive, key, images.shape[0])
-                for key, images in zip(self._keys[1::2], (train, test), strict=True)
+                self._read_labels(archive, key, count)
+                for key, count in zip(self._keys[1::2], (train[0], test[0]), strict=True)
             ]
-        labels = self._labels[0]
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(labels):
-            raise DataError(
-                f"{self._keys[1]} of {self.path} lie in {int(labels.min())}..{int(labels.max())}, expected 0..C-1 with "
-                f"fewer classes than its {len(labels)} images."
-            )
-        if train.shape[1:] != test.shape[1:]:
-            raise DataError(
-                f"{self.path} holds training images of {train.shape[1:]} and test images of {test.shape[1:]}, "
-                "expected one shape."
-            )
-        height, width, channels = (*train.shape[1:], 1)[:3]
-        if channels not in (1, 3):
-            raise DataError(f"{self.path} holds images of {channels} channels, expected 1 or 3.")
-        if image_size is None and height != width:
-            raise DataError(f"{self.path} holds images of {height}x{width}: set data.source.image_size.")
-        side = image_size or height
-        self.image_shape = (channels, side, side)
-        self.classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+        self.classes = tuple(str(label) for label in range(self._count_classes()))
+        self.image_shape = self._image_shape(train[1:], test[1:], image_size)
 
     def files(self) -> Mapping[str, Path]:
         return {self.path.name: self.path}
@@ -107,17 +88,13 @@ class Npz(Source):
 
     def _chunks(self, key: str) -> Iterator[Tensor]:
         with self._open() as archive:
-            shape, fortran_order, _ = self._images_header(archive, key)
-            try:
-                with archive.open(f"{key}.npy") as member:
-                    _read_header(member)
-                    arrays = _whole(member, shape) if fortran_order else _stream(member, shape)
-                    for array in arrays:
-                        pixels = torch.from_numpy(array)
-                        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-                        yield square(pixels, self.image_shape[1])
-            except _UNREADABLE as error:
-                raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
+            header = self._images(archive, key)
+            with self._reading(key):
+                # Columns first, an image lies scattered over the file.
+                for array in [_whole(archive, key, header)] if header.fortran_order else _stream(archive, key, header):
+                    pixels = torch.from_numpy(array)
+                    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+                    yield square(pixels, self.image_shape[1])
 
     def _open(self) -> zipfile.ZipFile:
         if not os.path.isfile(self.path):  # a pipe would block for ever
@@ -127,56 +104,76 @@ class Npz(Source):
         except _UNREADABLE as error:
             raise DataError(f"{self.path} is no readable .npz file: {first_line(error)}") from error
 
-    def _read_labels(self, archive: zipfile.ZipFile, key: str, images: int) -> Tensor:
-        header = self._header(archive, key)
-        flat = header.shape in ((count := max(header.shape, default=0),), (count, 1))
-        if header.dtype.kind not in "iu" or count == 0 or not flat:
-            raise DataError(
-                f"{key} of {self.path} must be integers of shape (N,) or (N, 1), got {header.dtype} of shape "
-                f"{header.shape}."
-            )
-        if count != images:  # so that they take no more memory than the images
-            raise DataError(f"{self.name} has {images} images and {count} labels in a split, expected as many.")
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
         try:
-            with archive.open(f"{key}.npy") as member:
-                labels = np.lib.format.read_array(member, allow_pickle=False)
+            yield
         except _UNREADABLE as error:
             raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
-        return torch.from_numpy(labels.astype(np.int64).reshape(-1))
 
-    def _images_header(self, archive: zipfile.ZipFile, key: str) -> _Header:
+    def _names(self, archive: zipfile.ZipFile) -> tuple[str, ...]:
+        found = [name.removesuffix(".npy") for name in archive.namelist()]
+        keys = _MEDMNIST if _MEDMNIST[0] in found else _KERAS
+        if missing := [key for key in keys if key not in found]:
+            raise DataError(
+                f"{self.path} lacks {', '.join(missing)}: expected {', '.join(_MEDMNIST)}, or {', '.join(_KERAS)}; "
+                f"it has {', '.join(sorted(found))[:200] or 'nothing'}."
+            )
+        return keys
+
+    def _images(self, archive: zipfile.ZipFile, key: str) -> _Header:
         header = self._header(archive, key)
         if header.dtype != np.uint8 or len(header.shape) not in (3, 4) or min(header.shape) < 1:
-            raise DataError(
-                f"{key} of {self.path} must be uint8 of shape (N, h, w) or (N, h, w, c), got {header.dtype} of shape "
-                f"{header.shape}."
-            )
+            raise DataError(f"{key} of {self.path} must be uint8 of shape (N, h, w) or (N, h, w, c), got {header}.")
         check_dimensions(f"{key} of {self.path}", header.shape[2], header.shape[1])
-        stored = archive.getinfo(f"{key}.npy").compress_size
-        if math.prod(header.shape) > _MOST_COMPRESSED * stored:
-            raise DataError(
-                f"{key} of {self.path} claims {math.prod(header.shape):,} bytes of images in {stored:,} bytes of the "
-                f"file, expected at most {_MOST_COMPRESSED} times as many."
-            )
         return header
 
+    def _read_labels(self, archive: zipfile.ZipFile, key: str, images: int) -> Tensor:
+        header = self._header(archive, key)
+        count = max(header.shape, default=0)
+        if header.dtype.kind not in "iu" or count == 0 or header.shape not in ((count,), (count, 1)):
+            raise DataError(f"{key} of {self.path} must be integers of shape (N,) or (N, 1), got {header}.")
+        if count != images:
+            raise DataError(f"{self.name} has {images} images and {count} labels in a split, expected as many.")
+        with self._reading(key):
+            return torch.from_numpy(_whole(archive, key, header).astype(np.int64).reshape(-1))
+
     def _header(self, archive: zipfile.ZipFile, key: str) -> _Header:
-        """What an array says of itself, if the file has as many bytes for it."""
-        try:
+        """Of an array for which the file has as many bytes as it needs; of these alone zipfile reads on."""
+        with self._reading(key):
             info = archive.getinfo(f"{key}.npy")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            if info.compress_type not in _MOST_UNPACKED:
                 raise ValueError(f"it is compressed by method {info.compress_type}, expected numpy's (0 or 8)")
             with archive.open(info) as member:
-                header = _read_header(member)
-                length = member.tell()
-            expected = length + header.dtype.itemsize * math.prod(header.shape)
-            if not header.dtype.hasobject and info.file_size != expected:
-                raise ValueError(f"it has {info.file_size:,} bytes, its header tells of {expected:,}")
-            if info.compress_size > self.path.stat().st_size:
-                raise ValueError(f"it claims {info.compress_size:,} bytes, the whole file has fewer")
-        except _UNREADABLE as error:
-            raise DataError(f"{key} of {self.path} cannot be read: {first_line(error)}") from error
+                header, length = _read_header(member), member.tell()
+            if not header.dtype.hasobject and info.file_size != length + header.size:
+                raise ValueError(f"it has {info.file_size:,} bytes, its header tells of {length + header.size:,}")
+            held = min(info.compress_size, self.path.stat().st_size)
+            if info.file_size > _MOST_UNPACKED[info.compress_type] * held:
+                raise ValueError(f"it claims {info.file_size:,} bytes in {held:,} of the file, which cannot hold them")
         return header
+
+    def _count_classes(self) -> int:
+        labels = self._labels[0]
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(labels):
+            raise DataError(
+                f"{self._keys[1]} of {self.path} lie in {int(labels.min())}..{int(labels.max())}, expected 0..C-1 with "
+                f"fewer classes than its {len(labels)} images."
+            )
+        return int(labels.max()) + 1
+
+    def _image_shape(self, train: tuple[int, ...], test: tuple[int, ...], image_size: int | None) -> ImageShape:
+        if train != test:
+            raise DataError(
+                f"{self.path} holds training images of {train} and test images of {test}, expected one shape."
+            )
+        height, width, channels = (*train, 1)[:3]
+        if channels not in (1, 3):
+            raise DataError(f"{self.path} holds images of {channels} channels, expected 1 or 3.")
+        if image_size is None and height != width:
+            raise DataError(f"{self.path} holds images of {height}x{width}: set data.source.image_size.")
+        side = image_size or height
+        return channels, side, side
 
 
 def _read_header(member: IO[bytes]) -> _Header:
@@ -185,15 +182,18 @@ def _read_header(member: IO[bytes]) -> _Header:
     return _Header(*np.lib.format.read_array_header_1_0(member))
 
 
-def _stream(member: IO[bytes], shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.uint8]]:
-    length = chunk_length(torch.empty(1, *shape[1:], device="meta"))
-    image = int(np.prod(shape[1:]))
-    for start in range(0, shape[0], length):
-        count = min(length, shape[0] - start)
-        data = bytearray(member.read(count * image))
-        yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
+def _stream(archive: zipfile.ZipFile, key: str, header: _Header) -> Iterator[npt.NDArray[np.uint8]]:
+    count, *shape = header.shape
+    length = chunk_length(torch.empty(1, *shape, device="meta"))
+    with archive.open(f"{key}.npy") as member:
+        _read_header(member)
+        for start in range(0, count, length):
+            data = bytearray(member.read(min(length, count - start) * math.prod(shape)))
+            yield np.frombuffer(data, np.uint8).reshape(min(length, count - start), *shape)
 
 
-def _whole(member: IO[bytes], shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.uint8]]:
-    """Columns first, an image lies scattered over the file."""
-    yield np.frombuffer(bytearray(member.read()), np.uint8).reshape(shape, order="F")
+def _whole(archive: zipfile.ZipFile, key: str, header: _Header) -> npt.NDArray[np.generic]:
+    check_memory(key, header.size, "save fewer images, in C order")
+    with archive.open(f"{key}.npy") as member:
+        array: npt.NDArray[np.generic] = np.lib.format.read_array(member, allow_pickle=False)
+    return array

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from mim4dd_pl.basics import machine
 from mim4dd_pl.basics.errors import DataError
 from mim4dd_pl.data.cache import Cache, _mapped
 from mim4dd_pl.data.folder import ImageFolder
@@ -78,6 +79,12 @@ def test_images_of_another_rule_are_decoded_anew(
         load(counted(str(folder), 8), tmp_path)
     assert ImageFolder.rule == "upright, on white"
     assert counted.decoded == 56
+
+
+def test_images_that_are_not_kept_must_fit_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_memory", lambda device: 5000 / 2**30)
+    with pytest.raises(DataError, match=r"pets needs 0\.0 GiB of memory, .* set data\.cache to a folder"):
+        load(ImageFolder(str(folder), 8), None)  # 28 pictures of 192 bytes
 
 
 def test_the_cache_says_what_it_is(folder: Path, tmp_path: Path) -> None:

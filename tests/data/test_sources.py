@@ -4,7 +4,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +122,16 @@ def test_npz_with_the_names_of_keras_and_grey_images(tmp_path: Path) -> None:
     source = Npz(str(tmp_path / "k.npz"), image_size=4)
     assert source.image_shape == (1, 4, 4)
     assert pixels(source.load()[0]).shape == (4, 1, 4, 4)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npz_of_shapes_that_pack_a_hundredfold_and_more_is_read(order: Literal["C", "F"], tmp_path: Path) -> None:
+    images, labels = np.zeros((100, 64, 64), np.uint8, order), np.arange(100) % 2
+    images[1::2, 16:48, 16:48] = 255
+    path = tmp_path / "k.npz"
+    np.savez_compressed(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert path.stat().st_size < 2 * images.size / 150
+    assert torch.equal(pixels(Npz(str(path)).load()[0])[:, 0], torch.from_numpy(images))
 
 
 def test_npz_with_columns_first_is_read_alike(tmp_path: Path) -> None:
