@@ -1,7 +1,7 @@
 """Sets that torchvision fetches and checks."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,9 +36,14 @@ class Torchvision(Source):
         side = image_size or self.published[1]
         self.image_shape = (self.published[0], side, side)
 
+    @property
     @abstractmethod
+    def dataset(self) -> Callable[..., Any]:
+        """Torchvision's class; its objects have ``data`` and ``targets`` or ``labels``."""
+
     def open(self, train: bool) -> Any:
-        """Torchvision's data set of one split, which has ``data`` and ``targets`` or ``labels``."""
+        """Torchvision's data set of one split."""
+        return self.dataset(self.root, train=train, download=self.download)
 
     def load(self) -> tuple[Split, Split]:
         return self._split(train=True), self._split(train=False)
@@ -84,63 +89,56 @@ class MNIST(Torchvision):
     """Handwritten digits, 60,000 + 10,000 of 28x28 (LeCun et al. 1998)."""
 
     name = "mnist"
+    dataset = torchvision.datasets.MNIST
     published = (1, 28, 28)
     classes = tuple("0123456789")
     stored = _idx("MNIST")
-
-    def open(self, train: bool) -> Any:
-        return torchvision.datasets.MNIST(self.root, train=train, download=self.download)
 
 
 class FashionMNIST(Torchvision):
     """Articles of clothing, 60,000 + 10,000 of 28x28 (Xiao et al. 2017, arXiv:1708.07747)."""
 
     name = "fashion_mnist"
+    dataset = torchvision.datasets.FashionMNIST
     published = (1, 28, 28)
     classes = tuple(torchvision.datasets.FashionMNIST.classes)
     stored = _idx("FashionMNIST")
-
-    def open(self, train: bool) -> Any:
-        return torchvision.datasets.FashionMNIST(self.root, train=train, download=self.download)
 
 
 class KMNIST(Torchvision):
     """Cursive Japanese characters, 60,000 + 10,000 of 28x28 (Clanuwat et al. 2018, arXiv:1812.01718)."""
 
     name = "kmnist"
+    dataset = torchvision.datasets.KMNIST
     published = (1, 28, 28)
     classes = tuple(torchvision.datasets.KMNIST.classes)
     stored = _idx("KMNIST")
-
-    def open(self, train: bool) -> Any:
-        return torchvision.datasets.KMNIST(self.root, train=train, download=self.download)
 
 
 class SVHN(Torchvision):
     """House numbers, 73,257 + 26,032 of 32x32 in colour (Netzer et al. 2011)."""
 
     name = "svhn"
+    dataset = torchvision.datasets.SVHN
     published = (3, 32, 32)
     classes = tuple("0123456789")
     stored = ("train_32x32.mat", "test_32x32.mat")
 
     def open(self, train: bool) -> Any:
-        return torchvision.datasets.SVHN(self.root, split="train" if train else "test", download=self.download)
+        return self.dataset(self.root, split="train" if train else "test", download=self.download)
 
 
 class CIFAR10(Torchvision):
     """Small photographs of ten classes, 50,000 + 10,000 of 32x32 (Krizhevsky 2009)."""
 
     name = "cifar10"
+    dataset = torchvision.datasets.CIFAR10
     published = (3, 32, 32)
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     stored = tuple(
         f"cifar-10-batches-py/{name}"
         for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
     )
-
-    def open(self, train: bool) -> Any:
-        return torchvision.datasets.CIFAR10(self.root, train=train, download=self.download)
 
 
 _CIFAR100 = """
@@ -158,9 +156,7 @@ class CIFAR100(Torchvision):
     """Small photographs of a hundred classes, 50,000 + 10,000 of 32x32 (Krizhevsky 2009)."""
 
     name = "cifar100"
+    dataset = torchvision.datasets.CIFAR100
     published = (3, 32, 32)
     classes = tuple(_CIFAR100.split())
     stored = tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))
-
-    def open(self, train: bool) -> Any:
-        return torchvision.datasets.CIFAR100(self.root, train=train, download=self.download)
