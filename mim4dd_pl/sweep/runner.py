@@ -2,10 +2,10 @@
 
 import subprocess
 import time
-from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 from mim4dd_pl.basics.errors import StoredFileError
@@ -14,6 +14,9 @@ from mim4dd_pl.sweep.cells import Cell
 
 _GRACE = 10.0
 """Seconds that a run has to end by itself; what it leaves is whole whenever it dies."""
+
+_POLL = 0.1
+"""Seconds between two looks at a process, or at a lock that somebody else holds."""
 
 
 class Ended(NamedTuple):
@@ -29,68 +32,54 @@ def run(cells: Sequence[Cell], jobs: int) -> Generator[Ended, None, None]:
 
     Closing the iterator ends the processes that still run. A cell that another process runs is waited for.
     """
-    waiting, running = deque(cells), list[_Process]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_Process(waiting.popleft()))
-            ended = [process for process in running if process.ended()]
-            running = [process for process in running if process not in ended]
-            yield from [process.close() for process in ended]
-            time.sleep(0.0 if ended else 0.1)
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-
-
-class _Process:
-    """The process of a cell, which holds the cell's lock."""
-
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
-        self.process: subprocess.Popen[bytes] | None = None
-        self._begun = time.monotonic()
-        with ExitStack() as held:
-            held.enter_context(locked(cell.folder.parent, cell.folder.name))
-            if cell.outcome() is None:  # else somebody was faster
-                command = cell.begin()
-                with cell.log.open("ab") as log:
-                    # A session of its own: Ctrl-C is the sweep's, which ends its cells.
-                    self.process = subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                    )
-            self._held = held.pop_all()
-
-    def ended(self) -> bool:
-        return self.process is None or self.process.poll() is not None
-
-    def close(self) -> Ended:
-        self._held.close()
-        error = None
-        if self.process is not None and self.process.returncode:
-            error = _last_line(self.cell.log) or f"exit code {self.process.returncode}"
+    stop = Event()
+    with ThreadPoolExecutor(jobs) as pool:
         try:
-            if error is None and self.cell.outcome() is None:
-                error = "left no results.json: the recipe needs a ClosingTable."
-        except StoredFileError as unreadable:
-            error = str(unreadable)
-        return Ended(self.cell, (time.monotonic() - self._begun) / 60, error)
+            for future in as_completed([pool.submit(_run, cell, stop) for cell in cells]):
+                yield future.result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
-    def terminate(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
 
-    def wait(self) -> None:
-        """For a terminated process; one that does not end by itself is killed."""
-        if self.process is not None:
-            try:
-                self.process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self._held.close()
+def _run(cell: Cell, stop: Event) -> Ended:
+    """Run a cell under its lock; once ``stop`` is set, end its process and wait for nothing more."""
+    begun, error = time.monotonic(), None
+    while not stop.is_set():
+        try:
+            with locked(cell.folder.parent, cell.folder.name, waits=False):
+                error = _failure(cell, stop)
+                break
+        except BlockingIOError:
+            stop.wait(_POLL)
+    return Ended(cell, (time.monotonic() - begun) / 60, error)
+
+
+def _failure(cell: Cell, stop: Event) -> str | None:
+    """Run a cell if it is not finished; why it failed, or None if it did not."""
+    if cell.outcome() is None and (code := _process(cell, stop)):
+        return _last_line(cell.log) or f"exit code {code}"
+    try:
+        return "left no results.json: the recipe needs a ClosingTable." if cell.outcome() is None else None
+    except StoredFileError as unreadable:
+        return str(unreadable)
+
+
+def _process(cell: Cell, stop: Event) -> int:
+    """The exit code of the process of a cell, which is terminated, and killed if need be, once ``stop`` is set."""
+    command = cell.begin()
+    with cell.log.open("ab") as log:
+        # A session of its own: Ctrl-C is the sweep's, which ends its cells.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    while process.poll() is None and not stop.wait(_POLL):
+        pass
+    if process.returncode is None:
+        process.terminate()
+    try:
+        return process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _last_line(log: Path) -> str:

@@ -13,8 +13,11 @@ import pytest
 import yaml
 
 from mim4dd_pl.app.cli import main
+from mim4dd_pl.basics.files import locked
+from mim4dd_pl.sweep import runner
 from mim4dd_pl.sweep.cells import Cell, cells
 from mim4dd_pl.sweep.plan import grid, read_sweep
+from mim4dd_pl.sweep.runner import run
 from tests.conftest import CONFIGS, ROOT
 
 DIGITS, SMOKE = CONFIGS / "distill/digits.yaml", CONFIGS / "with/smoke.yaml"
@@ -112,6 +115,53 @@ def test_a_signal_ends_the_cells_too(
     assert capsys.readouterr().err.endswith("ted; the same command goes on\n")
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)
+
+
+def test_a_cell_that_somebody_else_runs_is_waited_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_fit(monkeypatch, "")
+    (cell,) = cells(grid([Path("recipe.yaml")], "model.weight", ["0"], [0]), here / "out")
+    held = threading.Event()
+
+    def somebody_else() -> None:
+        with locked(cell.folder.parent, cell.folder.name):
+            held.set()
+            time.sleep(0.3)
+            finish(cell, 0.5)
+
+    other = threading.Thread(target=somebody_else)
+    other.start()
+    held.wait()
+    (ended,) = run([cell], 1)
+    other.join()
+    assert ended.error is None
+    assert not cell.log.exists()
+
+
+def test_a_signal_ends_a_sweep_that_waits_for_somebody_elses_cell(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_fit(monkeypatch, "")
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with locked(here / "out/0", "seed_0"):
+        assert main([*GRID[:-1], "--seeds", "0", "--out", "out"]) == 130
+    assert not list(here.rglob("log.txt"))
+
+
+def test_a_cell_that_does_not_end_by_itself_is_killed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_fit(
+        monkeypatch,
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)",
+    )
+    monkeypatch.setattr(runner, "_GRACE", 0.2)
+    (cell,) = cells(grid([Path("recipe.yaml")], "model.weight", ["0"], [0]), here / "out")
+
+    def stop_once_it_runs() -> None:
+        while not (cell.log.is_file() and cell.log.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_once_it_runs, daemon=True).start()
+    begun = time.monotonic()
+    assert main([*GRID[:-1], "--seeds", "0", "--out", "out"]) == 143
+    assert time.monotonic() - begun < 10
 
 
 def fake_fit(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
