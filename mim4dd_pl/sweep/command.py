@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from mim4dd_pl.basics.errors import UserError
+from mim4dd_pl.basics.errors import Stopped, UserError
 from mim4dd_pl.basics.files import locked, write_text
 from mim4dd_pl.basics.terminal import OneLineParser
 from mim4dd_pl.sweep.cells import Cell, cells, outcomes
@@ -19,10 +19,6 @@ from mim4dd_pl.sweep.figure import write_figure
 from mim4dd_pl.sweep.plan import Sweep, grid, read_sweep
 from mim4dd_pl.sweep.runner import Ended, run
 from mim4dd_pl.sweep.table import HEADER, Row, cells_csv, markdown, rows, rows_csv
-
-
-class _Terminated(Exception):
-    """SIGTERM came."""
 
 
 def sweep(args: Sequence[str]) -> int:
@@ -52,7 +48,7 @@ def sweep(args: Sequence[str]) -> int:
     try:
         with _sigterm_raises():
             failed = _run(plan, out, wanted, given.jobs)
-    except (KeyboardInterrupt, _Terminated) as error:
+    except (KeyboardInterrupt, Stopped) as error:
         word, code = ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("terminated", 143)
         print(f"mim4dd: {word}; the same command goes on", file=sys.stderr)
         return code
@@ -146,10 +142,10 @@ def _parser() -> argparse.ArgumentParser:
 def _sigterm_raises() -> Iterator[None]:
     """Within the block SIGTERM raises, so that it ends the cells as Ctrl-C does."""
 
-    def raise_terminated(*_: object) -> NoReturn:
-        raise _Terminated
+    def stop(number: int, _: object) -> NoReturn:
+        raise Stopped(number)
 
-    before = signal.signal(signal.SIGTERM, raise_terminated)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:

@@ -34,24 +34,17 @@ class Row:
 
     def texts(self) -> tuple[str, ...]:
         """Under :data:`HEADER`; accuracies in percent, mean +- std (n)."""
-        difference = ""
-        if (found := self.difference) is not None:
-            ends = (
-                "" if found.low is None or found.high is None else f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-            )
-            difference = f"{100 * found.mean:+.2f}{ends} ({found.n})"
-        accuracy = ""
+        accuracy = difference = ""
         if self.accuracies:
             std = sample_std(self.accuracies)
             spread = "" if std is None else f" +- {100 * std:.1f}"
             accuracy = f"{100 * fmean(self.accuracies):.1f}{spread} ({len(self.accuracies)})"
-        return (
-            self.variant,
-            accuracy,
-            self.against or "",
-            difference,
-            "" if self.minutes is None else f"{self.minutes:.1f}",
-        )
+        if found := self.difference:
+            low, high = found.low, found.high
+            ends = "" if low is None or high is None else f" [{100 * low:+.2f}, {100 * high:+.2f}]"
+            difference = f"{100 * found.mean:+.2f}{ends} ({found.n})"
+        minutes = "" if self.minutes is None else f"{self.minutes:.1f}"
+        return self.variant, accuracy, self.against or "", difference, minutes
 
 
 def rows(sweep: Sweep, outcomes: Mapping[tuple[str, int], Outcome]) -> list[Row]:
