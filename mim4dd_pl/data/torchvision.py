@@ -79,10 +79,15 @@ class Torchvision(Source):
             yield square(chunk, self.image_shape[1])
 
 
-def _idx(folder: str) -> tuple[str, ...]:
-    """The four files of MNIST and its kin."""
-    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return tuple(f"{folder}/raw/{name}-ubyte" for name in names)
+def _idx(kind: Any) -> tuple[str, ...]:
+    """The four files of MNIST and its kin, unpacked."""
+    return tuple(f"{kind.__name__}/raw/{name.removesuffix('.gz')}" for name, _ in kind.resources)
+
+
+def _batches(kind: Any) -> tuple[str, ...]:
+    """The files of a CIFAR."""
+    names = [name for name, _ in kind.train_list + kind.test_list]
+    return tuple(f"{kind.base_folder}/{name}" for name in (*names, kind.meta["filename"]))
 
 
 class MNIST(Torchvision):
@@ -92,7 +97,7 @@ class MNIST(Torchvision):
     dataset = torchvision.datasets.MNIST
     published = (1, 28, 28)
     classes = tuple("0123456789")
-    stored = _idx("MNIST")
+    stored = _idx(dataset)
 
 
 class FashionMNIST(Torchvision):
@@ -101,8 +106,8 @@ class FashionMNIST(Torchvision):
     name = "fashion_mnist"
     dataset = torchvision.datasets.FashionMNIST
     published = (1, 28, 28)
-    classes = tuple(torchvision.datasets.FashionMNIST.classes)
-    stored = _idx("FashionMNIST")
+    classes = tuple(dataset.classes)
+    stored = _idx(dataset)
 
 
 class KMNIST(Torchvision):
@@ -111,8 +116,8 @@ class KMNIST(Torchvision):
     name = "kmnist"
     dataset = torchvision.datasets.KMNIST
     published = (1, 28, 28)
-    classes = tuple(torchvision.datasets.KMNIST.classes)
-    stored = _idx("KMNIST")
+    classes = tuple(dataset.classes)
+    stored = _idx(dataset)
 
 
 class SVHN(Torchvision):
@@ -135,10 +140,7 @@ class CIFAR10(Torchvision):
     dataset = torchvision.datasets.CIFAR10
     published = (3, 32, 32)
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    stored = tuple(
-        f"cifar-10-batches-py/{name}"
-        for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
-    )
+    stored = _batches(dataset)
 
 
 _CIFAR100 = """
@@ -159,4 +161,4 @@ class CIFAR100(Torchvision):
     dataset = torchvision.datasets.CIFAR100
     published = (3, 32, 32)
     classes = tuple(_CIFAR100.split())
-    stored = tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))
+    stored = _batches(dataset)
