@@ -25,6 +25,7 @@ import torch
 from benchmarks import rig
 from benchmarks.victims import EVERY, Run, open_store, same
 from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from mim4dd_pl.stored.artefact import read_distilled
 from mim4dd_pl.stored.trajectories import TrajectoryStore
@@ -108,7 +109,7 @@ def flips(times: int, chance: random.Random, folder: Path) -> Counter[str]:
     """Single bits flipped and ends cut off in all files of a run, one at a time."""
     run = Run(folder / "flipped")
     run.begin().join()
-    distilled = run.checkpoint.parent.parent / "distilled/best"
+    distilled = RunFolder.of_checkpoint(run.checkpoint).distilled("best")
     spec = open_store(run.folder / "experts").spec
 
     def experts() -> object:

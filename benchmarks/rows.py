@@ -10,6 +10,7 @@ from typing import Any
 
 from mim4dd_pl.basics.errors import UserError
 from mim4dd_pl.basics.files import write_text
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.basics.yamls import dotted, read_mapping
 from mim4dd_pl.population.comparison import sample_std
 from mim4dd_pl.sweep.cells import Cell
@@ -36,10 +37,10 @@ def read_row(results: Path, variant: Variant) -> dict[str, Any]:
 
 def add_run(results: Path, cell: Cell) -> None:
     """Keep what a finished cell gave in the file of its row, beside the runs with other seeds."""
-    run = next(path.parent for path in cell.folder.glob("version_*/results.json"))
-    content = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    outcome = cell.outcome()
+    run, outcome = cell.finished_run(), cell.outcome()
+    assert run is not None
     assert outcome is not None
+    content = json.loads(run.results.read_text(encoding="utf-8"))
     row = read_row(results, cell.variant)
     made = {
         "seed": cell.seed,
@@ -78,9 +79,9 @@ def said_of(variant: Variant) -> dict[str, Any]:
     return {"row": variant.name, "recipe": recipe, "overrides": variant.settings}
 
 
-def _settings(run: Path) -> dict[str, Any]:
+def _settings(run: RunFolder) -> dict[str, Any]:
     """What a run was made with, as far as published settings speak of it; classes by their short names."""
-    ours = {key.replace(".init_args", ""): value for key, value in dotted(read_mapping(run / "config.yaml")).items()}
+    ours = {key.replace(".init_args", ""): value for key, value in dotted(read_mapping(run.recipe)).items()}
     methods = read_mapping(PUBLISHED)["methods"].values()
     keys = dict.fromkeys(key for method in methods for key in method["settings"])
     known = {key: ours[key] for key in keys if key in ours}

@@ -14,6 +14,7 @@ import torch
 
 from mim4dd_pl.app.cli import main as mim4dd
 from mim4dd_pl.basics.files import readable, sha256
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from mim4dd_pl.stored.artefact import read_distilled
 from mim4dd_pl.stored.trajectories import TrajectorySpec, TrajectoryStore
@@ -55,8 +56,8 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """Of its latest version, whether it is there or not."""
-        found = sorted(self.folder.glob("digits/version_*/checkpoints/last.ckpt"))
-        return found[-1] if found else self.folder / "none"
+        found = [run.checkpoint("last") for run in RunFolder.versions(self.folder / "digits")]
+        return next((path for path in found if path.exists()), self.folder / "none")
 
     def begin(self) -> "multiprocessing.process.BaseProcess":
         """Start, or go on where it was."""
@@ -102,16 +103,16 @@ class Run:
         self.kept()
         if (self.folder / "experts/manifest.json").exists():
             open_store(self.folder / "experts")
-        for folder in self.folder.glob("digits/version_*/distilled"):
-            for which in ("best", "last"):
-                if readable(folder / which).exists():
-                    read_distilled(readable(folder / which))
+        for run in RunFolder.versions(self.folder / "digits"):
+            for folder in map(run.distilled, ("best", "last")):
+                if readable(folder).exists():
+                    read_distilled(readable(folder))
 
     def outcome(self) -> dict[str, Any]:
         """Everything that must agree with another run."""
-        run = self.checkpoint.parent.parent
+        run = RunFolder.of_checkpoint(self.checkpoint)
         checkpoint = AtomicCheckpointIO().load_checkpoint(self.checkpoint)
-        files = [sha256(run / f"distilled/{which}/manifest.json") for which in ("best", "last")]
+        files = [sha256(run.distilled(which) / "manifest.json") for which in ("best", "last")]
         tensors = [checkpoint["state_dict"], [state["state"] for state in checkpoint["optimizer_states"]]]
         return {"step": checkpoint["global_step"], "files": files, "tensors": tensors}
 

@@ -25,6 +25,7 @@ from mim4dd_pl.analysis.findings import (
 )
 from mim4dd_pl.analysis.neighbours import Neighbours
 from mim4dd_pl.basics.files import replacing
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.run import data_of, find, run_folder
 from mim4dd_pl.callbacks.tables import print_lines
@@ -73,19 +74,19 @@ class Analysis(L.Callback):
         self.tsne = tsne
         self.projector = projector
         self.real_images = real_images
-        self.results: Path | None = None
+        self.results: RunFolder | None = None
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = run_folder(trainer)
+        run = run_folder(trainer)
         if trainer.is_global_zero:
             pl_module.to(trainer.strategy.root_device)  # Lightning has put it on the CPU
-            self._analyse(cast(DistillationModule, pl_module), folder)
+            self._analyse(cast(DistillationModule, pl_module), run)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.results is not None and trainer.is_global_zero:
             self._analyse(cast(DistillationModule, pl_module), self.results)
 
-    def _analyse(self, module: DistillationModule, parent: Path) -> None:
+    def _analyse(self, module: DistillationModule, run: RunFolder) -> None:
         # matplotlib is slow to import, and needed here only.
         from mim4dd_pl.analysis.drawing import heat_maps, layer_names, planes
 
@@ -121,9 +122,9 @@ class Analysis(L.Callback):
             "captions": {name: caption for name, caption in CAPTIONS.items() if name in figures},
             "distilled": dict(distilled.facts),
         }
-        _write(parent / "analysis", figures, about)
-        print_lines({"analysis": parent / "analysis"})
-        self._log(module, parent / "analysis", shown, classes)
+        _write(run, figures, about)
+        print_lines({"analysis": run.analysis})
+        self._log(module, run.analysis, shown, classes)
 
     @staticmethod
     def _neighbours(module: DistillationModule, distilled: Distilled, found: dict[str, Neighbours]) -> "Figure":
@@ -169,11 +170,11 @@ def _project(writer: Any, shown: Shown, classes: tuple[str, ...], step: int) -> 
     )
 
 
-def _write(folder: Path, figures: dict[str, "Figure"], about: dict[str, Any]) -> None:
+def _write(run: RunFolder, figures: dict[str, "Figure"], about: dict[str, Any]) -> None:
     """The folder as a whole, or nothing."""
-    with replacing(folder) as temporary:
+    with replacing(run.analysis) as temporary:
         temporary.mkdir()
         for name, figure in figures.items():
             figure.savefig(temporary / name, dpi=120)
         text = json.dumps(about, indent=2, allow_nan=False)
-        (temporary / "analysis.json").write_text(text + "\n", encoding="utf-8")
+        (temporary / run.findings.name).write_text(text + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from mim4dd_pl.analysis.similarity import FEWEST
 from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.callbacks.evaluation import Evaluation
-from mim4dd_pl.callbacks.run import data_of, find, random_real
+from mim4dd_pl.callbacks.run import data_of, find, random_sets
 from mim4dd_pl.data.normalization import chunk_length
 from mim4dd_pl.data.sets import ImageSet, InMemory
 from mim4dd_pl.modules.distillation import DistillationModule
@@ -57,7 +57,7 @@ def first_expert(module: DistillationModule) -> Features | None:
 
 def student_on(module: DistillationModule, images: InMemory, learned_lr: float | None = None) -> Features:
     """The first student of the run's evaluation, trained on ``images``."""
-    students, _ = find(module.trainer, Evaluation).train_students(module, [images], learned_lr=learned_lr, shared=False)
+    students = find(module.trainer, Evaluation).evaluator.alone().train([images], learned_lr=learned_lr).classifiers
     return Features(students.network, students.parameters[0], students.statistics[0])
 
 
@@ -78,7 +78,7 @@ def compare_layers(
     if len(rows) < FEWEST:
         _log.info("No CKA: it needs %d held-out images, there are %d.", FEWEST, len(rows))
         return None
-    other = student_on(module, random_real(module, len(distilled.labels), 0))
+    other = student_on(module, random_sets(module, len(distilled.labels), 1)[0])
     values, control = layer_similarity(expert, [student, other], held_out, rows)
     return {"values": values.cpu(), "control": control.cpu()}
 

@@ -38,6 +38,7 @@ from mim4dd_pl.app.trainer import Trainer
 from mim4dd_pl.basics.errors import Stopped, StoredFileError, UserError
 from mim4dd_pl.basics.files import check_writable
 from mim4dd_pl.basics.machine import allow_tf32, keep_freed_memory
+from mim4dd_pl.basics.names import row_curve
 from mim4dd_pl.basics.terminal import fail, quiet, stopped, unheard
 from mim4dd_pl.callbacks.checkpoint import LastCheckpoint
 from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
@@ -79,7 +80,7 @@ class KeepRecipe(SaveConfigCallback):
         tables = [callback for callback in trainer.callbacks if isinstance(callback, ClosingTable)]  # type: ignore[attr-defined]
         scores = [score for table in tables for score in table.scores]
         if stage == "fit" and scores and isinstance(trainer.logger, TensorBoardLogger):
-            accuracies = {f"test/{score.network.partition('(')[0]}/{score.trained_on}": score.mean for score in scores}
+            accuracies = {row_curve(score.network, score.trained_on): score.mean for score in scores}
             trainer.logger.log_hyperparams(self.state_dict(), accuracies)
 
 

@@ -22,12 +22,13 @@ from mim4dd_pl.basics.machine import free_memory, peak_memory
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.callbacks.closing import ClosingTable
 from mim4dd_pl.callbacks.evaluation import Evaluation
-from mim4dd_pl.data.sets import ImageSet, Indexable, InMemory
+from mim4dd_pl.data.sets import Indexable, InMemory
 from mim4dd_pl.diagnostics.callback import Diagnostics
 from mim4dd_pl.engine.compiled import CompiledDerivatives
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.modules.experts import ExpertModule
+from mim4dd_pl.population.evaluator import Evaluator
 from mim4dd_pl.population.training import Training, at_once
 
 _SPARE = 0.01  # GiB beside a run's images and states: curves, pictures, tables
@@ -127,39 +128,50 @@ def _experts(module: DistillationModule | ExpertModule, data: ImageDataModule, l
     return spent / 60, missing * rows * module.network.num_parameters * size / 2**30
 
 
+class _Rows:
+    """Seconds of the rows of a table: K students are trained on a set, and classify images.
+
+    Args:
+        evaluator: What trains them.
+        look: Seconds in which one classifies an image.
+        validation: Validation images.
+        test: Test images.
+    """
+
+    def __init__(self, evaluator: Evaluator, look: float, validation: int, test: int) -> None:
+        self.evaluator = evaluator
+        self.students = evaluator.protocol.num_students
+        self.validation, self.test = (self.students * images * look for images in (validation, test))
+
+    def trained(self, images: Indexable, training: Training | None = None) -> float:
+        """Students of one row; of a search among learning rates with the choice."""
+        engine, recipe = self.evaluator.derivatives(len(images), training), training or self.evaluator.protocol.training
+        step = training_step(engine, images, recipe, min(self.students, at_once(self.evaluator.device)))
+        once = self.students * recipe.steps(len(images)) * step
+        candidates = 1 if training else len(self.evaluator.protocol.candidates())
+        return once if candidates == 1 else candidates * (once + self.validation)
+
+
 def _evaluation(
     trainer: L.Trainer, module: DistillationModule, data: ImageDataModule, evaluation: Evaluation, look: float
 ) -> dict[str, float]:
     """Minutes of the evaluations during the run, of the closing table, and of the analysis."""
-    device, training, network = module.device, evaluation.training, module.network
-    synthetic = InMemory(module.synthetic.result, module.synthetic.targets.detach())
-
-    def students(images: Indexable, training: Training, times: int) -> float:
-        """Seconds to train the students of one row and, where their learning rate is searched, to choose it."""
-        engine = evaluation.derivatives_for(module, network, len(images), training, times)
-        step = training_step(engine, images, training, min(evaluation.num_students, at_once(device)))
-        trained = evaluation.num_students * training.steps(len(images)) * step
-        searched = len(evaluation.candidates()) if training is evaluation.training else 1
-        return trained if searched == 1 else searched * (trained + classified(data.validation))
-
-    def classified(images: ImageSet) -> float:
-        """Seconds in which the students of one row classify ``images``."""
-        return evaluation.num_students * len(images) * look
-
-    row, test = students(synthetic, training, evaluation.times(trainer)), classified(data.test)
-    validation = row + classified(data.validation)
-    during = validation * (trainer.max_steps // int(trainer.val_check_interval))
+    evaluation.attach(trainer, module, data)
+    rows = _Rows(evaluation.evaluator, look, len(data.validation), len(data.test))
+    row = rows.trained(InMemory(module.synthetic.result, module.synthetic.targets.detach()))
+    validations = trainer.max_steps // int(trainer.val_check_interval)
     closing = analysis = 0.0
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Diagnostics) and callback.baseline and data.validate_on != "test":
-            during += validation
+            validations += 1
         elif isinstance(callback, Analysis):
-            analysis += 2 * row / evaluation.num_students + _looks(module, data, callback)
+            analysis += 2 * row / rows.students + _looks(module, data, callback)
         elif isinstance(callback, ClosingTable):
             # Best, last, random real images with their classes and with an expert's labels; soft labels made hard.
-            closing += (5 if module.soft_labels is not None else 4) * (row + test)
+            closing += (5 if module.soft_labels is not None else 4) * (row + rows.test)
             if callback.whole_set is not None:
-                closing += students(data.train.to(device), callback.whole_set, 1) + test
+                closing += rows.trained(data.train.to(module.device), callback.whole_set) + rows.test
+    during = validations * (row + rows.validation)
     minutes = {"evaluation": during / 60, "closing table": closing / 60}
     return {**minutes, "analysis": analysis / 60} if analysis else minutes
 

@@ -10,7 +10,9 @@ from jsonargparse import Namespace
 
 from mim4dd_pl.basics.errors import StoredFileError, UserError
 from mim4dd_pl.basics.files import locked
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
+from mim4dd_pl.callbacks.run import run_folder
 
 _CHANGEABLE = (
     "model.lr_images",
@@ -67,9 +69,7 @@ NAMED_CHECKPOINTS = ("last", "best")
 
 def newest_first(runs: Path, name: str) -> list[Path]:
     """The checkpoints of one name in a folder of runs, that of the newest run first."""
-    versions = [path for path in runs.glob("version_*") if path.name.removeprefix("version_").isdigit()]
-    versions.sort(key=lambda path: int(path.name.removeprefix("version_")), reverse=True)
-    return [path for run in versions if (path := run / "checkpoints" / f"{name}.ckpt").is_file()]
+    return [path for run in RunFolder.versions(runs) if (path := run.checkpoint(name)).is_file()]
 
 
 @contextmanager
@@ -85,17 +85,17 @@ def own_folder(trainer: L.Trainer, ckpt_path: str | None) -> Iterator[None]:
     """
     with ExitStack() as stack:
         with locked(Path(getattr(trainer.logger, "save_dir", None) or trainer.default_root_dir), "runs"):
-            folder = Path(trainer.log_dir or trainer.default_root_dir)  # the logger takes the next free number
+            run = run_folder(trainer)  # the logger takes the next free number
             try:
-                stack.enter_context(locked(folder, waits=False))
+                stack.enter_context(locked(run.path, waits=False))
             except BlockingIOError:
                 raise StoredFileError(
-                    f"{folder} is in use by another `mim4dd fit`: wait for its end, or start a new run."
+                    f"{run.path} is in use by another `mim4dd fit`: wait for its end, or start a new run."
                 ) from None
-        goes_on = ckpt_path is not None and Path(ckpt_path).resolve().parent.parent == folder.resolve()
-        if not goes_on and (folder / "checkpoints/last.ckpt").exists():
+        goes_on = ckpt_path is not None and RunFolder.of_checkpoint(Path(ckpt_path)).path == run.path.resolve()
+        if not goes_on and run.checkpoint("last").exists():
             raise StoredFileError(
-                f"{folder} holds a run: go on with it by --ckpt_path last, or choose another trainer.logger."
+                f"{run.path} holds a run: go on with it by --ckpt_path last, or choose another trainer.logger."
             )
         yield
 
@@ -138,6 +138,6 @@ def continue_run(config: Namespace, settings: dict[str, Any], keeper: str) -> No
             "run without --ckpt_path."
         )
     config.ckpt_path = str(path)
-    run = path.resolve().parent.parent
-    if runs is not None and run.parent == runs.resolve() and run.name.startswith("version_"):
-        config.trainer.logger.init_args.version = int(run.name.removeprefix("version_"))
+    run = RunFolder.of_checkpoint(path)
+    if runs is not None and run.path.parent == runs.resolve() and run.version is not None:
+        config.trainer.logger.init_args.version = run.version

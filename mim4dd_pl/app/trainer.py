@@ -9,8 +9,10 @@ from mim4dd_pl.analysis.callback import Analysis
 from mim4dd_pl.app.estimate import estimate, show
 from mim4dd_pl.basics.errors import UserError
 from mim4dd_pl.basics.files import check_room
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.closing import ClosingTable
 from mim4dd_pl.callbacks.evaluation import Evaluation
+from mim4dd_pl.callbacks.run import find, run_folder
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
@@ -36,7 +38,7 @@ class Trainer(L.Trainer):
         experts = Path(cast(DistillationModule | ExpertModule, model).experts.root)
         expected = estimate(self, model, datamodule, compiled)
         show(expected, self.strategy.root_device, experts, self.world_size)
-        run = Path(self.log_dir or self.default_root_dir)
+        run = run_folder(self).path
         check_room({experts: round(2**30 * expected.experts), run: round(2**30 * expected.run)})
 
     def validate(  # type: ignore[override]
@@ -87,15 +89,16 @@ class Trainer(L.Trainer):
             raise UserError(f"across: {error}") from error
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Analysis | ClosingTable):
-                callback.results = None if results is None else Path(results)
+                callback.results = None if results is None else RunFolder(Path(results))
         return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     def _use(self, data: ImageDataModule, folder: str | None) -> Evaluation:
         """The callback that evaluates, told what."""
-        evaluation: Evaluation = next(callback for callback in self.callbacks if isinstance(callback, Evaluation))  # type: ignore[attr-defined]
+        evaluation = find(self, Evaluation)
         if folder is not None:
+            lr = evaluation.protocol.training.lr
             evaluation.distilled = read_set(
-                Path(folder), data.image_shape, data.source.classes, data.train.normalization, evaluation.training.lr
+                Path(folder), data.image_shape, data.source.classes, data.train.normalization, lr
             )
             data.normalize_as(evaluation.distilled.normalization)
             # The control takes as many real images.

@@ -83,4 +83,4 @@ class LastCheckpoint(Checkpoint):
     @staticmethod
     def save(trainer: L.Trainer, name: str = "last") -> None:
         """Write ``last.ckpt``, or another one, now."""
-        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / f"{name}.ckpt")
+        trainer.save_checkpoint(run_folder(trainer).checkpoint(name))

@@ -12,27 +12,23 @@ import torch
 from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.files import replacing
 from mim4dd_pl.basics.machine import machine, peak_memory
+from mim4dd_pl.basics.names import DISTILLED, LAST, RANDOM, RANDOM_SOFT, WHOLE, best_row, hard_labels
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
-from mim4dd_pl.callbacks.run import data_of, find, random_real
+from mim4dd_pl.callbacks.run import data_of, find, random_sets, run_folder
 from mim4dd_pl.callbacks.tables import print_lines, print_scores, write_scores
 from mim4dd_pl.data.sets import InMemory
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
+from mim4dd_pl.population.evaluator import Evaluator
 from mim4dd_pl.population.scores import Score, hard_label_recovery, improvement_over_random, label_robust_score
 from mim4dd_pl.population.training import Training
-from mim4dd_pl.stored.artefact import read_distilled
+from mim4dd_pl.stored.artefact import SHEET, read_distilled
 from mim4dd_pl.stored.distilled import Distilled, grid, save_png
 
 _log = logging.getLogger(__name__)
-
-DISTILLED, RANDOM, RANDOM_SOFT, WHOLE = (
-    "distilled",
-    "random real images",
-    "random real, an expert's labels",
-    "whole training set",
-)
 
 
 class ClosingTable(L.Callback):
@@ -54,7 +50,7 @@ class ClosingTable(L.Callback):
     def __init__(self, whole_set: Training | None = None) -> None:
         self.whole_set = whole_set
         self.scores: list[Score] = []
-        self.results: Path | None = None
+        self.results: RunFolder | None = None
         self._has_expert = True
         self._seconds = {"experts": 0.0, "distillation": 0.0}
 
@@ -71,37 +67,35 @@ class ClosingTable(L.Callback):
         self._lap("distillation")
         _log.info("Training students for the closing table ...")
         pl_module.to(trainer.strategy.root_device)  # Lightning has put it on the CPU
-        module, export = cast(DistillationModule, pl_module), find(trainer, Export)
-        run = Export.folder(trainer).parent
-        learned = {which: read_distilled(run / "distilled" / which) for which in ("best", "last")}
-        names = {"last": f"{DISTILLED} (last)"}
-        if export.best_step != trainer.global_step:
-            names = {"best": f"{DISTILLED} (best, step {export.best_step:,})", **names}
-        distilled = [self._distilled(module, names[which], learned[which]) for which in names]
-        self.scores = [*distilled, *self._others(module, learned["last"], names["last"])]
+        module, run = cast(DistillationModule, pl_module), run_folder(trainer)
+        evaluation, best_step = find(trainer, Evaluation), find(trainer, Export).best_step
+        best, last = (read_distilled(run.distilled(which)) for which in ("best", "last"))
+        self.scores = []
+        if best_step != trainer.global_step:
+            self.scores.append(_score(evaluation.evaluator, best_row(best_step), best))
+        self.scores += [_score(evaluation.evaluator, LAST, last), *self._others(module, evaluation, last, LAST)]
         self._lap("closing table")
+        if trainer.is_global_zero:
+            device = trainer.strategy.root_device
+            about = {"peak_memory_gib": round(peak_memory(device), 3), "machine": machine(device), **last.facts}
+            _write_comparison(run.comparison, module, best)
+            self._close(run, about)
+
+    def _close(self, run: RunFolder, about: dict[str, Any]) -> None:
+        """Write the table and print it with the run's minutes and paths."""
         minutes = {stage: seconds / 60 for stage, seconds in self._seconds.items()}
-        if not trainer.is_global_zero:
-            return
-        about = {
-            "ranking": self._ranking(names["last"]),
-            "minutes": minutes,
-            "peak_memory_gib": round(peak_memory(trainer.strategy.root_device), 3),
-            "machine": machine(trainer.strategy.root_device),
-            **learned["last"].facts,
-        }
-        _write_comparison(run, module, learned["best"])
-        write_scores(run, self.scores, about)
-        print_scores(self.scores, self._ranking(names["last"]))
+        ranking = self._ranking(LAST)
+        write_scores(run, self.scores, {"ranking": ranking, "minutes": minutes, **about})
+        print_scores(self.scores, ranking)
         parts = ", ".join(f"{stage} {value:.1f}" for stage, value in minutes.items())
         print_lines(
             {
                 "minutes": f"{sum(minutes.values()):.1f} ({parts})",
-                "artefact": run / "distilled/best",
-                "picture": run / "distilled/best/sheet.png",
-                "beside real": run / "comparison.png",
-                "results": run / "results.json",
-                "TensorBoard": f"tensorboard --logdir {run}",
+                "artefact": run.distilled("best"),
+                "picture": run.distilled("best") / SHEET,
+                "beside real": run.comparison,
+                "results": run.results,
+                "TensorBoard": f"tensorboard --logdir {run.path}",
             }
         )
 
@@ -118,12 +112,12 @@ class ClosingTable(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, evaluation = cast(DistillationModule, pl_module), find(trainer, Evaluation)
         distilled = evaluation.evaluated(module)
-        self.scores = [evaluation.latest, *self._others(module, distilled, DISTILLED)]
+        self.scores = [evaluation.latest, *self._others(module, evaluation, distilled, DISTILLED)]
         ranking = self._ranking(DISTILLED)
         print_scores(self.scores, ranking)
         if self.results is not None and trainer.is_global_zero:
             write_scores(self.results, self.scores, {"ranking": ranking, **distilled.facts})
-            print_lines({"results": self.results / "results.json"})
+            print_lines({"results": self.results.results})
 
     def state_dict(self) -> dict[str, Any]:
         self._lap("distillation")
@@ -137,32 +131,27 @@ class ClosingTable(L.Callback):
         self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._clock
         self._clock = now
 
-    def _distilled(
-        self, module: DistillationModule, name: str, distilled: Distilled, network: FlatNetwork | None = None
-    ) -> Score:
-        evaluation = find(module.trainer, Evaluation)
-        sets = [distilled.training_set(module.device)] * evaluation.num_students
-        return evaluation.score(module, name, sets, network=network, learned_lr=float(distilled.student_lr))
-
-    def _others(self, module: DistillationModule, distilled: Distilled, name: str) -> list[Score]:
+    def _others(
+        self, module: DistillationModule, evaluation: Evaluation, distilled: Distilled, name: str
+    ) -> list[Score]:
         """Every row but those of the distilled set on the module's own network."""
-        evaluation = find(module.trainer, Evaluation)
-        train = data_of(module).train.to(module.device)
-        draws = [random_real(module, len(distilled.labels), number) for number in range(evaluation.num_students)]
+        evaluator, train = evaluation.evaluator, data_of(module).train.to(module.device)
+        draws = random_sets(module, len(distilled.labels), evaluator.protocol.num_students)
         rows = []
         if distilled.label_logits is not None:
-            rows.append(self._distilled(module, f"{name}, hard labels", replace(distilled, label_logits=None)))
-        rows.append(evaluation.score(module, RANDOM, draws))
+            rows.append(_score(evaluator, hard_labels(name), replace(distilled, label_logits=None)))
+        rows.append(evaluator.test(RANDOM, evaluator.train(draws)))
         if module.trainer.strategy.broadcast(self._has_expert):
             seen = [(draw.images, module.seen_by_expert(draw.images)) for draw in draws]
             sets = [InMemory(images, logits.softmax(1)) for images, logits in seen if logits is not None]
             if sets:
-                rows.append(evaluation.score(module, RANDOM_SOFT, sets))
+                rows.append(evaluator.test(RANDOM_SOFT, evaluator.train(sets)))
         if self.whole_set is not None:
-            rows.append(evaluation.score(module, WHOLE, [train] * evaluation.num_students, self.whole_set))
+            students = evaluator.train([train] * evaluator.protocol.num_students, self.whole_set)
+            rows.append(evaluator.test(WHOLE, students))
         for network in evaluation.across:
-            rows.append(self._distilled(module, name, distilled, network))
-            rows.append(evaluation.score(module, RANDOM, draws, network=network))
+            rows.append(_score(evaluator, name, distilled, network))
+            rows.append(evaluator.test(RANDOM, evaluator.train(draws, network=network)))
         return rows
 
     def _ranking(self, name: str) -> dict[str, float]:
@@ -170,8 +159,8 @@ class ClosingTable(L.Callback):
         means: dict[str, float] = {}
         for score in self.scores:
             means.setdefault(score.trained_on, score.mean)  # the own network comes first
-        soft = f"{name}, hard labels" in means
-        random, hard = (RANDOM_SOFT, f"{name}, hard labels") if soft else (RANDOM, name)
+        soft = hard_labels(name) in means
+        random, hard = (RANDOM_SOFT, hard_labels(name)) if soft else (RANDOM, name)
         ranking = {}
         if WHOLE in means:
             ranking["HLR"] = hard_label_recovery(means[WHOLE], means[hard])
@@ -182,10 +171,15 @@ class ClosingTable(L.Callback):
         return ranking
 
 
-def _write_comparison(run: Path, module: DistillationModule, learned: Distilled) -> None:
-    """``comparison.png``: the first learned image of up to ten classes above a random real one of each."""
-    real = replace(learned, images=random_real(module, len(learned.labels), 0).images)
+def _score(evaluator: Evaluator, name: str, distilled: Distilled, network: FlatNetwork | None = None) -> Score:
+    """The row of a distilled set."""
+    return evaluator.test(name, evaluator.train_on(distilled, network))
+
+
+def _write_comparison(path: Path, module: DistillationModule, learned: Distilled) -> None:
+    """The first learned image of up to ten classes above a random real one of each."""
+    (draw,) = random_sets(module, len(learned.labels), 1)
     first = [rows[0] for rows in learned.shown().values()][:10]
-    pixels = torch.cat([learned.pixels(first), real.pixels(first)])
-    with replacing(run / "comparison.png") as temporary:
+    pixels = torch.cat([learned.pixels(first), replace(learned, images=draw.images).pixels(first)])
+    with replacing(path) as temporary:
         save_png(grid(pixels, per_row=len(first)), temporary)

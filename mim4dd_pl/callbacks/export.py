@@ -1,14 +1,14 @@
 """Best and last distilled set as artefacts."""
 
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mim4dd_pl.basics.files import restore
+from mim4dd_pl.basics.names import VALIDATION_ACCURACY, VALIDATION_STD
 from mim4dd_pl.callbacks.evaluation import Evaluation
-from mim4dd_pl.callbacks.run import learned_set, run_folder
+from mim4dd_pl.callbacks.run import find, learned_set, run_folder
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.stored.artefact import write_distilled
 from mim4dd_pl.stored.distilled import sheet
@@ -28,13 +28,8 @@ class Export(L.Callback):
         self.best_accuracy = float("-inf")
         self.best_step = 0
 
-    @staticmethod
-    def folder(trainer: L.Trainer) -> Path:
-        """Where a run's artefacts are; to be asked for in all processes."""
-        return run_folder(trainer) / "distilled"
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        best = self.folder(trainer) / "best"
+        best = run_folder(trainer).distilled("best")
         if trainer.is_global_zero:
             restore(best)
         if not trainer.strategy.broadcast(best.exists()):
@@ -45,21 +40,20 @@ class Export(L.Callback):
         if trainer.state.fn != "fit":
             return
         module = cast(DistillationModule, pl_module)
-        accuracy = float(trainer.callback_metrics["validation/accuracy"])
-        std = float(trainer.callback_metrics["validation/accuracy_std"])
+        accuracy, std = (float(trainer.callback_metrics[name]) for name in (VALIDATION_ACCURACY, VALIDATION_STD))
         distilled = learned_set(
             module,
             validation_accuracy=f"{accuracy:.4f} +- {std:.4f}",
-            students=repr(next(c.training for c in trainer.callbacks if isinstance(c, Evaluation))),  # type: ignore[attr-defined]
+            students=repr(find(trainer, Evaluation).protocol.training),
         )
         names = ["last"]
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_step = accuracy, trainer.global_step
             names.append("best")
-        folder = self.folder(trainer)
+        run = run_folder(trainer)
         if trainer.is_global_zero:
             for name in names:
-                write_distilled(folder / name, distilled, self.tensors)
+                write_distilled(run.distilled(name), distilled, self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_accuracy": self.best_accuracy, "best_step": self.best_step}

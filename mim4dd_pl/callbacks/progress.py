@@ -8,6 +8,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mim4dd_pl.basics.names import MATCHING_LOSS, VALIDATION_ACCURACY
+
 
 class StepProgress(ProgressBar):
     """Counts outer steps, with the matching loss, the latest validation accuracy and the time left."""
@@ -73,8 +75,8 @@ class StepProgress(ProgressBar):
 def _report(trainer: L.Trainer) -> str:
     metrics = trainer.callback_metrics
     parts = []
-    if "train/matching_loss" in metrics:
-        parts.append(f"loss {float(metrics['train/matching_loss']):.3f}")
-    if "validation/accuracy" in metrics:
-        parts.append(f"accuracy {100 * float(metrics['validation/accuracy']):.1f} %")
+    if MATCHING_LOSS in metrics:
+        parts.append(f"loss {float(metrics[MATCHING_LOSS]):.3f}")
+    if VALIDATION_ACCURACY in metrics:
+        parts.append(f"accuracy {100 * float(metrics[VALIDATION_ACCURACY]):.1f} %")
     return "  ".join(parts)

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 import mim4dd_pl
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.data.sets import InMemory
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
@@ -20,11 +21,11 @@ def data_of(module: DistillationModule) -> ImageDataModule:
     return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
 
 
-def random_real(module: DistillationModule, images: int, number: int) -> InMemory:
-    """About so many random training images, the same number of each class."""
-    train = data_of(module).train.to(module.device)
-    generator = module.stream.at("random real", number).generator()
-    return InMemory(*train.batch(train.per_class(max(1, images // train.num_classes), generator)))
+def random_sets(module: DistillationModule, images: int, count: int) -> list[InMemory]:
+    """So many draws of about ``images`` random training images, the same number of each class."""
+    train, per_class = data_of(module).train.to(module.device), max(1, images // data_of(module).num_classes)
+    generators = [module.stream.at("random real", number).generator() for number in range(count)]
+    return [InMemory(*train.batch(train.per_class(per_class, generator))) for generator in generators]
 
 
 def learned_set(module: DistillationModule, **facts: object) -> Distilled:
@@ -53,9 +54,9 @@ def learned_set(module: DistillationModule, **facts: object) -> Distilled:
     )
 
 
-def run_folder(trainer: L.Trainer) -> Path:
+def run_folder(trainer: L.Trainer) -> RunFolder:
     """The folder of the run; only process 0 may write there. To be called in all processes, which it tells."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    return RunFolder(Path(trainer.log_dir or trainer.default_root_dir))
 
 
 def find(trainer: L.Trainer, kind: type[_C]) -> _C:

@@ -4,13 +4,13 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mim4dd_pl.basics.files import write_text
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.population.scores import Score
 
 
@@ -47,13 +47,13 @@ def print_lines(lines: dict[str, object]) -> None:
         console.print(f"{name:<12} {value}", highlight=False, soft_wrap=True)
 
 
-def write_scores(folder: Path, scores: Sequence[Score], about: dict[str, Any]) -> None:
+def write_scores(run: RunFolder, scores: Sequence[Score], about: dict[str, Any]) -> None:
     """``results.json`` with everything, ``results.csv`` with a row for each score."""
     rows = [score.as_dict() for score in scores]
-    write_text(folder / "results.json", json.dumps({"test": rows, **about}, indent=2) + "\n")
+    write_text(run.results, json.dumps({"test": rows, **about}, indent=2) + "\n")
     text = io.StringIO()
     columns = ("trained_on", "network", "images", "lr", "students", "accuracy", "std")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / "results.csv", text.getvalue())
+    write_text(run.table, text.getvalue())

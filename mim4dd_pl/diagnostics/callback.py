@@ -9,11 +9,12 @@ import lightning as L
 from torch import Tensor
 
 from mim4dd_pl.basics.files import write_text
+from mim4dd_pl.basics.names import MATCHING_LOSS, STUDENT_LR, TRAIN, VALIDATION_ACCURACY, diagnostic
 from mim4dd_pl.callbacks.evaluation import Evaluation
-from mim4dd_pl.callbacks.run import data_of, random_real, run_folder
+from mim4dd_pl.callbacks.run import data_of, find, random_sets, run_folder
 from mim4dd_pl.diagnostics.base import Values, window_length
 from mim4dd_pl.diagnostics.images import image_distances
-from mim4dd_pl.diagnostics.progress import loss_course
+from mim4dd_pl.diagnostics.progress import RANDOM_ACCURACY, STUDENT_LR_FLOOR, loss_course
 from mim4dd_pl.diagnostics.symptoms import SYMPTOMS
 from mim4dd_pl.modules.distillation import DistillationModule
 
@@ -50,12 +51,12 @@ class Diagnostics(L.Callback):
         self._random_real: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._file = run_folder(trainer) / "diagnostics.json"  # now, while all processes ask
+        self._file = run_folder(trainer).diagnostics  # now, while all processes ask
         self._window = window_length(trainer.max_steps, self.every_n_steps)
         self._losses = deque(self._losses, self._window * self.every_n_steps)
         if not self._start:
             module = cast(DistillationModule, pl_module)
-            self._start = {"train/student_lr": float(module.synthetic.student_lr.detach()), **self._images(module)}
+            self._start = {STUDENT_LR: float(module.synthetic.student_lr.detach()), **self._images(module)}
         self._write(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -63,27 +64,25 @@ class Diagnostics(L.Callback):
         module = cast(DistillationModule, pl_module)
         if module.skips.in_row == 0:  # a skipped step has no loss
             # A tensor: on an accelerator only a reading waits for it.
-            self._losses.append(trainer.callback_metrics["train/matching_loss"].detach().clone())
+            self._losses.append(trainer.callback_metrics[MATCHING_LOSS].detach().clone())
         if self._losses and (step == 1 or step % self.every_n_steps == 0):
-            logged = {
-                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")
-            }
+            logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(TRAIN)}
             losses = [float(loss) for loss in self._losses]
             self._losses = deque(losses, self._losses.maxlen)
             course = loss_course(losses, self.every_n_steps)
-            floor = {"student_lr/floor": module.synthetic.min_student_lr}
+            floor = {STUDENT_LR_FLOOR: module.synthetic.min_student_lr}
             self._read(trainer, {**logged, **course, **floor, **self._images(module)})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or not self.baseline or "validation/accuracy" not in trainer.callback_metrics:
+        if trainer.state.fn != "fit" or not self.baseline or VALIDATION_ACCURACY not in trainer.callback_metrics:
             return
         module = cast(DistillationModule, pl_module)
         if data_of(module).validate_on == "test":
             return
         if self._random_real is None:
             self._random_real = self._baseline(module)
-        accuracy = float(trainer.callback_metrics["validation/accuracy"])
-        self._read(trainer, {"validation/accuracy": accuracy, "validation/accuracy_random_real": self._random_real})
+        accuracy = float(trainer.callback_metrics[VALIDATION_ACCURACY])
+        self._read(trainer, {VALIDATION_ACCURACY: accuracy, RANDOM_ACCURACY: self._random_real})
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -116,7 +115,7 @@ class Diagnostics(L.Callback):
                 )
                 _log.warning("Diagnostics, step %d: %s", trainer.global_step, message)
                 self._write(trainer)
-        logged = {f"diagnostics/{symptom.name}": value for symptom, value in known.items()}
+        logged = {diagnostic(symptom.name): value for symptom, value in known.items()}
         for logger in trainer.loggers:
             logger.log_metrics(logged, trainer.global_step - 1)  # Lightning counts its scalars from zero
 
@@ -129,12 +128,9 @@ class Diagnostics(L.Callback):
 
     def _baseline(self, module: DistillationModule) -> float:
         """Mean validation accuracy of students of random real images, each of its own draw."""
-        callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
-        evaluation = next(callback for callback in callbacks if isinstance(callback, Evaluation))
-        images = len(module.synthetic)
-        draws = [random_real(module, images, number) for number in range(evaluation.num_students)]
-        students, _ = evaluation.train_students(module, draws)
-        return evaluation.validation_accuracy(module, students)
+        evaluator = find(module.trainer, Evaluation).evaluator
+        draws = random_sets(module, len(module.synthetic), evaluator.protocol.num_students)
+        return evaluator.validation_accuracy(evaluator.train(draws))
 
     def _write(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:

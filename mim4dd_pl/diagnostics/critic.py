@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mim4dd_pl.basics.names import CEILING, HOST_GRADIENT, LAYER_BOUND, TERM_FACTOR, TERM_GRADIENT
 from mim4dd_pl.diagnostics.base import Symptom, Values, lasting
 
 DEAD = 0.01
@@ -13,19 +14,16 @@ SATURATED = 0.98
 ALONE = 0.95
 """Share of the pixel gradient beyond which the other term no longer counts."""
 
-_CEILING = "train/bound_nats_ceiling"
-_HOST, _TERM, _FACTOR = "train/image_gradient_host", "train/image_gradient_information", "train/information_factor"
-
 
 def bounds_of_ceiling(now: Values) -> list[float]:
     """The bound of each layer as a share of the ceiling; none where the bound is void."""
-    bounds = [value for name, value in now.items() if name.startswith("train/bound_nats_layer")]
-    return [bound / now[_CEILING] for bound in bounds] if now[_CEILING] > 0 else []
+    bounds = [value for name, value in now.items() if name.startswith(LAYER_BOUND)]
+    return [bound / now[CEILING] for bound in bounds] if now[CEILING] > 0 else []
 
 
 def term_share(now: Values) -> float | None:
     """The information term's share of the lengths of both pixel gradients, in [0, 1]; None if one of them is off."""
-    host, term = now[_HOST], now[_FACTOR] * now[_TERM]
+    host, term = now[HOST_GRADIENT], now[TERM_FACTOR] * now[TERM_GRADIENT]
     return term / (host + term) if host > 0 and term > 0 else None
 
 
@@ -33,7 +31,7 @@ class DeadCritic(Symptom):
     """The highest bound of a layer, as a share of the ceiling."""
 
     name = "dead_critic"
-    reads = (_CEILING,)
+    reads = (CEILING,)
     sentence = (
         "the critic is dead: no layer's information bound rises above {value:.1%} of its ceiling. It cannot tell pairs "
         "of one class from others, so its gradient is noise. Raise model.information.init_args.lr, lower the critic's "
@@ -51,7 +49,7 @@ class SaturatedCritic(Symptom):
     """The lowest bound of a layer, as a share of the ceiling."""
 
     name = "saturated_critic"
-    reads = (_CEILING,)
+    reads = (CEILING,)
     sentence = (
         "the critic is saturated: every layer's information bound is at {value:.1%} of its ceiling or above. It has "
         "nothing left to teach. Raise the critic's temperature, lower model.information.init_args.lr, or leave the "
@@ -69,7 +67,7 @@ class DrownedHost(Symptom):
     """The information term's share of the pixel gradient."""
 
     name = "drowned_host"
-    reads = (_HOST, _TERM, _FACTOR)
+    reads = (HOST_GRADIENT, TERM_GRADIENT, TERM_FACTOR)
     sentence = (
         "the information term drowns the host: it is {value:.1%} of the pixel gradient. The images follow the critic "
         "and forget the experts. Set model.information.init_args.balance to gradient, or lower "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
+from mim4dd_pl.basics.names import STUDENT_LR, VALIDATION_ACCURACY
 from mim4dd_pl.diagnostics.base import Symptom, Values, relative
 
 SWING = math.log(2)
@@ -16,6 +17,10 @@ EXPLODED = 5.0
 
 DRIFT = 10.0
 """Times its start by which the student's learning rate may move either way."""
+
+STUDENT_LR_FLOOR = "student_lr/floor"
+RANDOM_ACCURACY = f"{VALIDATION_ACCURACY}_random_real"
+"""Of a reading alone, not of the logs."""
 
 _TOUCHES = 1 + 1e-6  # the floor as a float32 differs from the setting
 
@@ -81,7 +86,7 @@ class StudentLrAtFloor(Symptom):
     """The student's learning rate in units of its floor; none where it starts there."""
 
     name = "student_lr_at_floor"
-    reads = ("train/student_lr", "student_lr/floor")
+    reads = (STUDENT_LR, STUDENT_LR_FLOOR)
     sentence = (
         "the student's learning rate has fallen to its floor, model.min_student_lr ({value:.3g} times it). Students do "
         "best not to learn from these images; without the floor it would turn negative. Lower model.lr_student_lr, and "
@@ -89,8 +94,8 @@ class StudentLrAtFloor(Symptom):
     )
 
     def measure(self, now: Values, start: Values) -> float | None:
-        floor = _TOUCHES * now["student_lr/floor"]
-        return now["train/student_lr"] / now["student_lr/floor"] if start["train/student_lr"] > floor else None
+        floor = _TOUCHES * now[STUDENT_LR_FLOOR]
+        return now[STUDENT_LR] / now[STUDENT_LR_FLOOR] if start[STUDENT_LR] > floor else None
 
     def fires(self, course: Sequence[float], window: int) -> bool:
         return course[-1] <= _TOUCHES
@@ -100,14 +105,14 @@ class StudentLrDrift(Symptom):
     """The student's learning rate in units of where it began."""
 
     name = "student_lr_drift"
-    reads = ("train/student_lr",)
+    reads = (STUDENT_LR,)
     sentence = (
         "the student's learning rate has drifted to {value:.3g} times its start. Either the start was far off, then "
         "set model.student_lr to what it is now, or it is not under control: lower model.lr_student_lr."
     )
 
     def measure(self, now: Values, start: Values) -> float | None:
-        return relative(now["train/student_lr"], start["train/student_lr"])
+        return relative(now[STUDENT_LR], start[STUDENT_LR])
 
     def fires(self, course: Sequence[float], window: int) -> bool:
         return not 1 / DRIFT < course[-1] < DRIFT
@@ -117,7 +122,7 @@ class BelowRandom(Symptom):
     """Validation accuracy of the distilled set minus that of as many random real images."""
 
     name = "below_random"
-    reads = ("validation/accuracy", "validation/accuracy_random_real")
+    reads = (VALIDATION_ACCURACY, RANDOM_ACCURACY)
     sentence = (
         "students of the learned images fall behind those of as many random real images: {value:+.1%} on the "
         "validation images, at two validations in a row. The host does not teach what it should. Lower "
@@ -126,7 +131,7 @@ class BelowRandom(Symptom):
     )
 
     def measure(self, now: Values, start: Values) -> float | None:
-        return now["validation/accuracy"] - now["validation/accuracy_random_real"]
+        return now[VALIDATION_ACCURACY] - now[RANDOM_ACCURACY]
 
     def fires(self, course: Sequence[float], window: int) -> bool:
         return len(course) > 1 and max(course[-2:]) < 0

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mim4dd_pl.basics.errors import StoredFileError, UserError
+from mim4dd_pl.basics.names import SKIPPED_STEPS
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.sets import Batch, ImageSet
@@ -296,14 +297,14 @@ class DistillationModule(L.LightningModule):
         self.synthetic.settle()
         self.whole = True
         self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
-        self.log("train/skipped_steps", float(self.skips.total), batch_size=1)
+        self.log(SKIPPED_STEPS, float(self.skips.total), batch_size=1)
 
     def _skip(self, step: int, loss: Tensor, length: Tensor) -> None:
         """Count the step and change nothing: optimisers pass over parameters without a gradient."""
         self.skips.count(step, loss, length, self.synthetic.student_lr.detach())
         self.zero_grad(set_to_none=True)
         step_all(self.optimizers())
-        self.log("train/skipped_steps", float(self.skips.total), batch_size=1)
+        self.log(SKIPPED_STEPS, float(self.skips.total), batch_size=1)
 
     def mean_gradients(self, step: int) -> Gradients:
         """Mean over the segments of a step."""

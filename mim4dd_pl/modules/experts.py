@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd_pl.basics.errors import DivergenceError, StoredFileError
+from mim4dd_pl.basics.names import EXPERT_ACCURACY
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.sets import ImageSet
 from mim4dd_pl.engine.compiled import Compile
@@ -174,7 +175,7 @@ class ExpertModule(L.LightningModule):
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         if accuracies := self._training.train_some():
-            self.log("experts/accuracy", sum(accuracies) / len(accuracies), batch_size=1)
+            self.log(EXPERT_ACCURACY, sum(accuracies) / len(accuracies), batch_size=1)
         if not self._training.missing():
             self.trainer.should_stop = True
 

@@ -7,6 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from mim4dd_pl.basics.names import (
+    CEILING,
+    COSINE,
+    HOST_GRADIENT,
+    IMAGE_GRADIENT,
+    LABEL_GRADIENT,
+    MATCHING_LOSS,
+    STUDENT_LR,
+    TERM_FACTOR,
+    TERM_GRADIENT,
+    TERM_LOSS,
+    bound_of,
+)
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import Batch, ImageSet
 from mim4dd_pl.engine.flat import FlatNetwork
@@ -122,22 +135,22 @@ def log_values(
 ) -> dict[str, Tensor]:
     """What a step logs, by name; ``factor`` is what the term's gradient was multiplied with."""
     values = {
-        "train/matching_loss": mean.host_loss,
-        "train/student_lr": synthetic.student_lr.detach(),
-        "train/image_gradient": (mean.host_images + factor * mean.information_images).norm(),
-        "train/image_gradient_host": mean.host_images.norm(),
+        MATCHING_LOSS: mean.host_loss,
+        STUDENT_LR: synthetic.student_lr.detach(),
+        IMAGE_GRADIENT: (mean.host_images + factor * mean.information_images).norm(),
+        HOST_GRADIENT: mean.host_images.norm(),
     }
     if synthetic.label_logits is not None:
-        values["train/label_gradient"] = mean.host_labels.norm()
+        values[LABEL_GRADIENT] = mean.host_labels.norm()
     if information is not None:
-        values["train/information_loss"] = mean.information_loss
-        values["train/image_gradient_information"] = mean.information_images.norm()
-        values["train/gradient_cosine"] = cosine_similarity(
+        values[TERM_LOSS] = mean.information_loss
+        values[TERM_GRADIENT] = mean.information_images.norm()
+        values[COSINE] = cosine_similarity(
             mean.host_images.flatten(), mean.information_images.flatten(), dim=0, eps=torch.finfo(torch.float32).tiny
         )
-        values["train/information_factor"] = factor
+        values[TERM_FACTOR] = factor
         if information.critic.ceiling is not None:
-            values["train/bound_nats_ceiling"] = torch.tensor(information.critic.ceiling)
+            values[CEILING] = torch.tensor(information.critic.ceiling)
             for name, bound in zip(information.layers, mean.bounds, strict=True):
-                values[f"train/bound_nats_{name}"] = bound
+                values[bound_of(name)] = bound
     return values

@@ -45,8 +45,8 @@ class Score:
 
     @property
     def std(self) -> float:
-        """Standard deviation of their accuracies, with the n - 1 of a sample."""
-        return float(self.accuracies.std())
+        """Standard deviation of their accuracies, with the n - 1 of a sample; NaN for a single student."""
+        return float(self.accuracies.std()) if len(self.confusion) > 1 else math.nan
 
     @property
     def per_class(self) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import mim4dd_pl
 from mim4dd_pl.basics.errors import UserError
 from mim4dd_pl.basics.files import write_text
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.basics.terminal import OneLineParser
 from mim4dd_pl.report.content import sections
 from mim4dd_pl.report.page import html_page, markdown_page
@@ -43,7 +44,7 @@ def report(args: Sequence[str]) -> int:
     if given.markdown:
         print(markdown_page(content))
         return 0
-    out = Path(given.runs[0]) / "report.html" if given.out is None else Path(given.out)
+    out = RunFolder(Path(given.runs[0])).report if given.out is None else Path(given.out)
     write_text(out, html_page(content, f"mim4dd_pl {mim4dd_pl.__version__}"))
     print(f"report       {out}")
     return 0

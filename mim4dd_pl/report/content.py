@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from mim4dd_pl.basics.names import RANDOM, WHOLE
 from mim4dd_pl.report.drawing import colour, draw_confusion, draw_panel
 from mim4dd_pl.report.panels import panels
 from mim4dd_pl.report.parts import Bullets, Drawing, Folded, Gallery, Key, Listing, Part, Picture, Section, Table, Text
@@ -32,7 +33,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 def headline(run: Run) -> str:
     """One sentence: what was learned, and what it is worth."""
-    distilled, random = run.distilled, run.row("random real images")
+    distilled, random = run.distilled, run.row(RANDOM)
     if not run.finished:
         steps = max((curve.steps[-1] for curve in run.curves.values() if curve.steps), default=0)
         return f"Unfinished: there are curves up to outer step {steps:,}, and no closing table yet."
@@ -58,7 +59,7 @@ def comparison(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         distilled = run.distilled
-        scores = [distilled, run.row("random real images"), run.row("whole training set")]
+        scores = [distilled, run.row(RANDOM), run.row(WHOLE)]
         rows.append(
             (
                 run.name,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.runs import RunFolder
 
 MOST_POINTS = 5000  # of a curve; longer ones are thinned by TensorBoard's own reservoir
 _NONE = 1  # zero would be all of them
@@ -26,7 +27,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """
     from tensorboard.backend.event_processing import event_accumulator as events  # slow to import
 
-    if not any(folder.glob("events.out.tfevents*")):
+    if not any(RunFolder(folder).events()):
         return {}
     kinds = {events.IMAGES, events.HISTOGRAMS, events.TENSORS, events.AUDIO, events.COMPRESSED_HISTOGRAMS}
     sizes = {**dict.fromkeys(kinds, _NONE), events.SCALARS: MOST_POINTS}

@@ -4,6 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from mim4dd_pl.basics.names import (
+    CEILING,
+    HOST_GRADIENT,
+    LAYER_BOUND,
+    MATCHING_LOSS,
+    STUDENT_LR,
+    TERM_FACTOR,
+    TERM_GRADIENT,
+    VALIDATION_ACCURACY,
+    VALIDATION_STD,
+)
 from mim4dd_pl.report.curves import Curve
 
 MOST_DRAWN = 300
@@ -55,7 +66,7 @@ def panels(runs: Sequence[Mapping[str, Curve]]) -> list[Panel]:
             "matching loss",
             "How far a student of the learned images ends from where it should be; for trajectories, 1 is a student "
             "that has not moved.",
-            _lines(runs, {"matching loss": "train/matching_loss"}),
+            _lines(runs, {"matching loss": MATCHING_LOSS}),
         ),
         Panel(
             "validation accuracy",
@@ -65,7 +76,7 @@ def panels(runs: Sequence[Mapping[str, Curve]]) -> list[Panel]:
         Panel(
             "student learning rate",
             "alpha, learned with the images.",
-            _lines(runs, {"student learning rate": "train/student_lr"}),
+            _lines(runs, {"student learning rate": STUDENT_LR}),
         ),
         Panel(
             "pixel gradient",
@@ -114,8 +125,8 @@ def _lines(runs: Sequence[Mapping[str, Curve]], names: Mapping[str, str]) -> lis
 def _accuracies(runs: Sequence[Mapping[str, Curve]]) -> list[Line]:
     lines = []
     for run, curves in enumerate(runs):
-        if (accuracy := curves.get("validation/accuracy")) is not None:
-            std = curves.get("validation/accuracy_std")
+        if (accuracy := curves.get(VALIDATION_ACCURACY)) is not None:
+            std = curves.get(VALIDATION_STD)
             spread = std.values if std is not None and std.steps == accuracy.steps else None
             lines.append(Line(run, 0, "distilled", accuracy, spread=spread))
     return lines
@@ -125,8 +136,8 @@ def _gradients(runs: Sequence[Mapping[str, Curve]]) -> list[Line]:
     """The host's and, times its factor, the information term's; zeros are left out, as the axis is logarithmic."""
     lines = []
     for run, curves in enumerate(runs):
-        kinds = {"host": curves.get("train/image_gradient_host")}
-        term, factor = curves.get("train/image_gradient_information"), curves.get("train/information_factor")
+        kinds = {"host": curves.get(HOST_GRADIENT)}
+        term, factor = curves.get(TERM_GRADIENT), curves.get(TERM_FACTOR)
         if term is not None and factor is not None and term.steps == factor.steps:
             values = [length * times for length, times in zip(term.values, factor.values, strict=True)]
             kinds["information"] = Curve(term.steps, values)
@@ -139,7 +150,7 @@ def _gradients(runs: Sequence[Mapping[str, Curve]]) -> list[Line]:
 
 
 def _bounds(runs: Sequence[Mapping[str, Curve]]) -> dict[str, str]:
-    names = {name for curves in runs for name in curves if name.startswith("train/bound_nats_layer")}
-    numbers = sorted(int(name.removeprefix("train/bound_nats_layer")) for name in names)
-    layers = {f"layer {number}": f"train/bound_nats_layer{number}" for number in numbers}
-    return {**layers, "ceiling": "train/bound_nats_ceiling"}
+    names = {name for curves in runs for name in curves if name.startswith(LAYER_BOUND)}
+    numbers = sorted(int(name.removeprefix(LAYER_BOUND)) for name in names)
+    layers = {f"layer {number}": f"{LAYER_BOUND}{number}" for number in numbers}
+    return {**layers, "ceiling": CEILING}

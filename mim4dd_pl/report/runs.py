@@ -8,7 +8,10 @@ from safetensors import SafetensorError, safe_open
 
 from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.files import parsed_json
+from mim4dd_pl.basics.names import DISTILLED, LAST
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.report.curves import Curve, read_curves
+from mim4dd_pl.stored.artefact import SHEET, TENSORS
 
 _REMEDY = "Use another copy, or run the fit again."
 
@@ -78,7 +81,7 @@ class Run:
     @property
     def distilled(self) -> Row | None:
         """The row of the distilled set: of the last step, where there are several."""
-        return self.row("distilled (last") or self.row("distilled")
+        return self.row(LAST) or self.row(DISTILLED)
 
 
 def read_run(folder: Path) -> Run:
@@ -87,7 +90,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         StoredFileError: If it is none (neither results nor curves), or holds a damaged file.
     """
-    results = _results(folder / "results.json")
+    results = _results((run := RunFolder(folder)).results)
     curves = read_curves(folder)
     if results is None and not curves:
         raise StoredFileError(
@@ -95,23 +98,23 @@ def read_run(folder: Path) -> Run:
             "checkpoints/digits/version_0."
         )
     rows, facts = results or ([], {})
-    shown = folder / "distilled" / ("best" if (folder / "distilled/best").is_dir() else "last")
-    resolved = folder.resolve()
+    shown = run.distilled("best" if run.distilled("best").is_dir() else "last")
+    resolved = RunFolder(folder.resolve())
     return Run(
         folder=folder,
-        name=f"{resolved.parent.name}/{resolved.name}" if resolved.name.startswith("version_") else resolved.name,
+        name=resolved.path.name if resolved.version is None else f"{resolved.path.parent.name}/{resolved.path.name}",
         rows=rows,
         facts=facts,
         curves=curves,
-        recipe=_text(folder / "config.yaml"),
-        diagnostics=_diagnostics(folder / "diagnostics.json"),
-        classes=_classes(shown / "distilled.safetensors"),
+        recipe=_text(run.recipe),
+        diagnostics=_diagnostics(run.diagnostics),
+        classes=_classes(shown / TENSORS),
         pictures={
             path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in (folder / "comparison.png", shown / "sheet.png", *sorted((folder / "analysis").glob("*.png")))
+            for path in (run.comparison, shown / SHEET, *sorted(run.analysis.glob("*.png")))
             if path.is_file()
         },
-        captions=_captions(folder / "analysis/analysis.json"),
+        captions=_captions(run.findings),
     )
 
 

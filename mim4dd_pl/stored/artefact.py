@@ -23,7 +23,8 @@ from mim4dd_pl.data.normalization import Normalization, Whitening
 from mim4dd_pl.stored.distilled import _WHITENING, Distilled, save_png, sheet
 
 SCHEMA = 1
-_TENSORS = "distilled.safetensors"
+TENSORS = "distilled.safetensors"
+SHEET = "sheet.png"
 _REMEDY = "Export it again, or use another copy."
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def write_distilled(folder: Path, distilled: Distilled, tensors: bool = False) -
         temporary.mkdir()
         # One key: safetensors writes several in random order, and the same set must have the same hash.
         about = {"schema": SCHEMA, "classes": distilled.classes, "facts": dict(distilled.facts)}
-        save_file(distilled.tensors(), temporary / _TENSORS, {"mim4dd_pl": json.dumps(about)})
+        save_file(distilled.tensors(), temporary / TENSORS, {"mim4dd_pl": json.dumps(about)})
         if tensors:
             given = distilled.training_set(torch.device("cpu"))
             for name, tensor in (("images", given.images), ("labels", given.labels), ("lr", distilled.student_lr)):
@@ -55,7 +56,7 @@ def write_distilled(folder: Path, distilled: Distilled, tensors: bool = False) -
             previews.mkdir(parents=True)
             for number, pixels in enumerate(distilled.pixels(rows)):
                 save_png(pixels, previews / f"{number:03d}.png")
-        save_png(sheet(distilled), temporary / "sheet.png")
+        save_png(sheet(distilled), temporary / SHEET)
         (temporary / "README.md").write_text(_card(distilled), encoding="utf-8")
         hashes = {
             path.relative_to(temporary).as_posix(): sha256(path)
@@ -77,9 +78,9 @@ def read_distilled(folder: Path) -> Distilled:
             outside its folder.
     """
     folder = readable(folder)
-    path = folder / _TENSORS
+    path = folder / TENSORS
     hashes = _read_manifest(folder)
-    check_sha256(path, hashes.pop(_TENSORS), _REMEDY)
+    check_sha256(path, hashes.pop(TENSORS), _REMEDY)
     if odd := [
         name for name, digest in hashes.items() if not os.path.isfile(folder / name) or sha256(folder / name) != digest
     ]:
@@ -108,7 +109,7 @@ def _read_manifest(folder: Path) -> dict[str, str]:
     try:
         manifest = read_json(path)
         schema, hashes = manifest["schema"], {name: str(digest) for name, digest in manifest["sha256"].items()}
-        hashes[_TENSORS]
+        hashes[TENSORS]
     except (FileNotFoundError, NotADirectoryError):
         raise StoredFileError(
             f"No distilled set in {folder} (it has no manifest.json). Give the folder that a fit names at its end."
@@ -155,7 +156,7 @@ def _card(distilled: Distilled) -> str:
     shape = "x".join(str(side) for side in distilled.images.shape[1:])
     return f"""# Distilled {distilled.facts.get("data set", "images")}: {per_class:g} per class
 
-![the learned images](sheet.png)
+![the learned images]({SHEET})
 
 {len(distilled.labels)} learned images of {shape} for the classes {", ".join(distilled.classes)}.
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.files import parsed_json, write_text
+from mim4dd_pl.basics.names import BEST, LAST
+from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.basics.yamls import dotted, read_mapping
 from mim4dd_pl.sweep.plan import Sweep, Variant
 
@@ -57,14 +59,18 @@ class Cell:
         """What the run printed."""
         return self.folder / "log.txt"
 
+    def finished_run(self) -> RunFolder | None:
+        """Where its results are, as soon as they are."""
+        return next((run for run in RunFolder.versions(self.folder) if run.results.exists()), None)
+
     def outcome(self) -> Outcome | None:
         """What the cell gave; None as long as it is not finished.
 
         Raises:
             StoredFileError: If it was finished with other settings, or its results cannot be read.
         """
-        results = next(self.folder.glob("version_*/results.json"), None)
-        if results is None:
+        run = self.finished_run()
+        if run is None:
             return None
         kept, settings = self._kept(), self._settings()
         if kept != settings:
@@ -75,15 +81,17 @@ class Cell:
                 f"{then.get(key, 'none')!s:.60}, is {now.get(key, 'none')!s:.60}): choose another --out, or remove it."
             )
         try:
-            return _read(results)
+            return _read(run.results)
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise StoredFileError(
-                f"{results} is no table of `mim4dd fit` ({error!r}): remove {self.folder}."
+                f"{run.results} is no table of `mim4dd fit` ({error!r}): remove {self.folder}."
             ) from error
 
     def begin(self) -> list[str]:
         """The command that runs it: from the start, or on from its checkpoint."""
-        resumes = self._kept() == self._settings() and any(self.folder.glob("version_*/checkpoints/last.ckpt"))
+        resumes = self._kept() == self._settings() and any(
+            run.checkpoint("last").exists() for run in RunFolder.versions(self.folder)
+        )
         write_text(self.folder / "cell.json", json.dumps(self._settings(), indent=2) + "\n")
         program = [sys.executable, "-m", "mim4dd_pl", "fit", *self.variant.arguments()]
         logger = "--trainer.logger.init_args"
@@ -116,8 +124,8 @@ def cells(sweep: Sweep, out: Path) -> list[Cell]:
 
 def _read(results: Path) -> Outcome:
     content = parsed_json(results.read_text(encoding="utf-8"))
-    last = next(row for row in content["test"] if row["trained_on"] == "distilled (last)")
-    best = next((row for row in content["test"] if row["trained_on"].startswith("distilled (best")), last)
+    last = next(row for row in content["test"] if row["trained_on"] == LAST)
+    best = next((row for row in content["test"] if row["trained_on"].startswith(BEST)), last)
     return Outcome(last["accuracy"], best["accuracy"], last["std"], content["minutes"])
 
 

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mim4dd_pl import DistilledDataset
 from mim4dd_pl.app.cli import main
-from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.data.sets import Batch, ImageSet
+from mim4dd_pl.population.evaluator import Evaluator
 from tests.conftest import CONFIGS
 
 STUDENTS = "{epochs: 20, lr: 0.01, momentum: 0.9}"
@@ -74,7 +74,7 @@ def test_the_learning_rate_with_the_best_validation_accuracy_is_taken(
     """Whatever the test images say: the search is told that 0.003 does best, then that 0.03 does."""
     for better in (0.003, 0.03):
         said = cycle([0.9, 0.1] if better == 0.003 else [0.1, 0.9])
-        monkeypatch.setattr(Evaluation, "validation_accuracy", lambda *_, said=said: next(said))
+        monkeypatch.setattr(Evaluator, "validation_accuracy", lambda *_, said=said: next(said))
         arguments = [*recipe, callbacks("[0.003, 0.03]"), f"--distilled={run}/distilled/last", f"--results={tmp_path}"]
         assert main(["test", *arguments]) == 0
         rows = json.loads((tmp_path / "results.json").read_text())["test"]

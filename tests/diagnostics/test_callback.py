@@ -18,8 +18,8 @@ from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.networks.convnet import ConvNet
 from mim4dd_pl.objectives.trajectory_matching import TrajectoryMatching
+from mim4dd_pl.population.evaluator import Evaluator, Students
 from mim4dd_pl.population.experts import Experts
-from mim4dd_pl.population.students import Classifiers
 from mim4dd_pl.population.training import Training
 
 
@@ -121,14 +121,14 @@ def test_the_baseline_is_trained_once_and_sees_validation_images_only(
     fit: Fit, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    real = Evaluation.validation_accuracy
+    real = Evaluator.validation_accuracy
 
-    def spy(module: DistillationModule, students: Classifiers) -> float:
-        accuracy = real(module, students)
-        seen.append(int(students.confusion()[0].sum()))
+    def spy(evaluator: Evaluator, students: Students) -> float:
+        accuracy = real(evaluator, students)
+        seen.append(int(students.classifiers.confusion()[0].sum()))
         return accuracy
 
-    monkeypatch.setattr(Evaluation, "validation_accuracy", staticmethod(spy))
+    monkeypatch.setattr(Evaluator, "validation_accuracy", spy)
     diagnostics = Diagnostics()
     fit(evaluation, diagnostics)
     assert seen == [len(fit.data.validation)]
