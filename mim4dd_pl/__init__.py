@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mim4dd_pl.information.heads import LinearHead
     from mim4dd_pl.information.term import InformationTerm
     from mim4dd_pl.objectives.synthetic import SyntheticImages
+    from mim4dd_pl.population.evaluate import evaluate
     from mim4dd_pl.stored.dataset import DistilledDataset
     from mim4dd_pl.stored.trajectories import TrajectoryStore
 
@@ -33,6 +34,7 @@ _HOMES = {
     "Stream": "basics.randomness",
     "SyntheticImages": "objectives.synthetic",
     "TrajectoryStore": "stored.trajectories",
+    "evaluate": "population.evaluate",
 }
 """The file of each public name: torch takes seconds to import, in which the program must answer Ctrl-C."""
 
@@ -49,6 +51,7 @@ __all__ = [
     "SyntheticImages",
     "TrajectoryStore",
     "__version__",
+    "evaluate",
 ]
 
 
