@@ -7,19 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from mim4dd_pl.basics.names import (
-    CEILING,
-    COSINE,
-    HOST_GRADIENT,
-    IMAGE_GRADIENT,
-    LABEL_GRADIENT,
-    MATCHING_LOSS,
-    STUDENT_LR,
-    TERM_FACTOR,
-    TERM_GRADIENT,
-    TERM_LOSS,
-    bound_of,
-)
+from mim4dd_pl.basics import names
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import Batch, ImageSet
 from mim4dd_pl.engine.flat import FlatNetwork
@@ -135,22 +123,22 @@ def log_values(
 ) -> dict[str, Tensor]:
     """What a step logs, by name; ``factor`` is what the term's gradient was multiplied with."""
     values = {
-        MATCHING_LOSS: mean.host_loss,
-        STUDENT_LR: synthetic.student_lr.detach(),
-        IMAGE_GRADIENT: (mean.host_images + factor * mean.information_images).norm(),
-        HOST_GRADIENT: mean.host_images.norm(),
+        names.MATCHING_LOSS: mean.host_loss,
+        names.STUDENT_LR: synthetic.student_lr.detach(),
+        names.IMAGE_GRADIENT: (mean.host_images + factor * mean.information_images).norm(),
+        names.HOST_GRADIENT: mean.host_images.norm(),
     }
     if synthetic.label_logits is not None:
-        values[LABEL_GRADIENT] = mean.host_labels.norm()
+        values[names.LABEL_GRADIENT] = mean.host_labels.norm()
     if information is not None:
-        values[TERM_LOSS] = mean.information_loss
-        values[TERM_GRADIENT] = mean.information_images.norm()
-        values[COSINE] = cosine_similarity(
+        values[names.TERM_LOSS] = mean.information_loss
+        values[names.TERM_GRADIENT] = mean.information_images.norm()
+        values[names.COSINE] = cosine_similarity(
             mean.host_images.flatten(), mean.information_images.flatten(), dim=0, eps=torch.finfo(torch.float32).tiny
         )
-        values[TERM_FACTOR] = factor
+        values[names.TERM_FACTOR] = factor
         if information.critic.ceiling is not None:
-            values[CEILING] = torch.tensor(information.critic.ceiling)
+            values[names.CEILING] = torch.tensor(information.critic.ceiling)
             for name, bound in zip(information.layers, mean.bounds, strict=True):
-                values[bound_of(name)] = bound
+                values[names.bound_of(name)] = bound
     return values

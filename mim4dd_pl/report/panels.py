@@ -4,17 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from mim4dd_pl.basics.names import (
-    CEILING,
-    HOST_GRADIENT,
-    LAYER_BOUND,
-    MATCHING_LOSS,
-    STUDENT_LR,
-    TERM_FACTOR,
-    TERM_GRADIENT,
-    VALIDATION_ACCURACY,
-    VALIDATION_STD,
-)
+from mim4dd_pl.basics import names
 from mim4dd_pl.report.curves import Curve
 
 MOST_DRAWN = 300
@@ -66,7 +56,7 @@ def panels(runs: Sequence[Mapping[str, Curve]]) -> list[Panel]:
             "matching loss",
             "How far a student of the learned images ends from where it should be; for trajectories, 1 is a student "
             "that has not moved.",
-            _lines(runs, {"matching loss": MATCHING_LOSS}),
+            _lines(runs, {"matching loss": names.MATCHING_LOSS}),
         ),
         Panel(
             "validation accuracy",
@@ -76,7 +66,7 @@ def panels(runs: Sequence[Mapping[str, Curve]]) -> list[Panel]:
         Panel(
             "student learning rate",
             "alpha, learned with the images.",
-            _lines(runs, {"student learning rate": STUDENT_LR}),
+            _lines(runs, {"student learning rate": names.STUDENT_LR}),
         ),
         Panel(
             "pixel gradient",
@@ -112,12 +102,12 @@ def _line(run: int, kind: int, label: str, curve: Curve) -> Line:
     return Line(run, kind, label, thinned(smooth), None if smooth == curve else thinned(curve))
 
 
-def _lines(runs: Sequence[Mapping[str, Curve]], names: Mapping[str, str]) -> list[Line]:
-    """The curve ``names[label]`` of each run that has it."""
+def _lines(runs: Sequence[Mapping[str, Curve]], wanted: Mapping[str, str]) -> list[Line]:
+    """The curve ``wanted[label]`` of each run that has it."""
     return [
         _line(run, kind, label, curves[name])
         for run, curves in enumerate(runs)
-        for kind, (label, name) in enumerate(names.items())
+        for kind, (label, name) in enumerate(wanted.items())
         if name in curves
     ]
 
@@ -125,8 +115,8 @@ def _lines(runs: Sequence[Mapping[str, Curve]], names: Mapping[str, str]) -> lis
 def _accuracies(runs: Sequence[Mapping[str, Curve]]) -> list[Line]:
     lines = []
     for run, curves in enumerate(runs):
-        if (accuracy := curves.get(VALIDATION_ACCURACY)) is not None:
-            std = curves.get(VALIDATION_STD)
+        if (accuracy := curves.get(names.VALIDATION_ACCURACY)) is not None:
+            std = curves.get(names.VALIDATION_STD)
             spread = std.values if std is not None and std.steps == accuracy.steps else None
             lines.append(Line(run, 0, "distilled", accuracy, spread=spread))
     return lines
@@ -136,8 +126,8 @@ def _gradients(runs: Sequence[Mapping[str, Curve]]) -> list[Line]:
     """The host's and, times its factor, the information term's; zeros are left out, as the axis is logarithmic."""
     lines = []
     for run, curves in enumerate(runs):
-        kinds = {"host": curves.get(HOST_GRADIENT)}
-        term, factor = curves.get(TERM_GRADIENT), curves.get(TERM_FACTOR)
+        kinds = {"host": curves.get(names.HOST_GRADIENT)}
+        term, factor = curves.get(names.TERM_GRADIENT), curves.get(names.TERM_FACTOR)
         if term is not None and factor is not None and term.steps == factor.steps:
             values = [length * times for length, times in zip(term.values, factor.values, strict=True)]
             kinds["information"] = Curve(term.steps, values)
@@ -150,7 +140,7 @@ def _gradients(runs: Sequence[Mapping[str, Curve]]) -> list[Line]:
 
 
 def _bounds(runs: Sequence[Mapping[str, Curve]]) -> dict[str, str]:
-    names = {name for curves in runs for name in curves if name.startswith(LAYER_BOUND)}
-    numbers = sorted(int(name.removeprefix(LAYER_BOUND)) for name in names)
-    layers = {f"layer {number}": f"{LAYER_BOUND}{number}" for number in numbers}
-    return {**layers, "ceiling": CEILING}
+    found = {name for curves in runs for name in curves if name.startswith(names.LAYER_BOUND)}
+    numbers = sorted(int(name.removeprefix(names.LAYER_BOUND)) for name in found)
+    layers = {f"layer {number}": f"{names.LAYER_BOUND}{number}" for number in numbers}
+    return {**layers, "ceiling": names.CEILING}
