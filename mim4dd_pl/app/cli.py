@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from mim4dd_pl.analysis.callback import Analysis
+from mim4dd_pl.app.keys import in_keys
 from mim4dd_pl.app.processes import Launch, check_started, end_with_parent, parted, run_all
 from mim4dd_pl.app.recipes import (
     check_keys,
@@ -194,12 +195,21 @@ class DistillationCLI(LightningCLI):
             config.trainer.logger = False  # they print and write nothing
 
     def instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
         try:
-            super().instantiate_classes()
-        except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
-            # Constructors refuse bad settings; anything that a run raises later keeps its traceback.
-            raise UserError(reason_of(error)) from error
-        # Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?
+            try:
+                super().instantiate_classes()
+            except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+                # Constructors refuse bad settings; anything that a run raises later keeps its traceback.
+                raise UserError(in_keys(error, config)) from error
+            self._check()
+        except UserError as error:
+            raise type(error)(in_keys(error, config)) from error
+        if self.subcommand != "check":
+            self._launch()
+
+    def _check(self) -> None:
+        """Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?"""
         self._check_callbacks()
         if isinstance(self.model, DistillationModule) and self.subcommand in ("fit", "check"):
             self._check_images_per_class()
@@ -208,8 +218,6 @@ class DistillationCLI(LightningCLI):
         if self.subcommand in ("fit", "check"):
             self.model.attach(self.datamodule)
             self._check_folders()
-        if self.subcommand != "check":
-            self._launch()
 
     def _launch(self) -> None:
         """Leave for the processes that the Trainer needs, if nobody has started them."""
