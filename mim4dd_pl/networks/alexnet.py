@@ -30,7 +30,7 @@ class AlexNet(Network):
         check_size("AlexNet", image_shape, 8)
         check_width("none", width)
         if width % 2:
-            raise ValueError(f"model.network AlexNet needs an even width, got {width}.")
+            raise ValueError(f"width must be even, got {width}.")
         self.width = width
         more, half = more_padding(image_shape), 3 * width // 2
         channels = (image_shape[0], width, half, 2 * width, half, half)

@@ -50,8 +50,8 @@ class ConvNet(Network):
         channels, height, width_in = image_shape[0], image_shape[1] + 2 * more, image_shape[2] + 2 * more
         if depth is None:
             depth = max(1, min(height, width_in).bit_length() - 3)
-        if depth < 1 or width < 1:
-            raise ValueError(f"model.network depth and width must be at least 1, got depth {depth} and width {width}.")
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}.")
         check_width(norm, width)
         self._settings = f"depth={depth}, width={width}, norm={norm}, pooling={pooling}"
         if activation != "relu":  # not named, so that experts stored before there was a choice stay readable
@@ -71,8 +71,7 @@ class ConvNet(Network):
                 height, width_in = height // 2, width_in // 2
         if min(height, width_in) < 1:
             raise ValueError(
-                f"model.network depth {depth} halves images of {image_shape[1]}x{image_shape[2]} to nothing: lower the "
-                "depth."
+                f"depth {depth} halves images of {image_shape[1]}x{image_shape[2]} to nothing: lower the depth."
             )
         self.blocks = nn.ModuleList(blocks)
         self.classifier = nn.Linear(width * height * width_in, num_classes)

@@ -52,24 +52,22 @@ class External(Network):
         self._layers = tuple(layers)
         self._repeats = 3 if image_shape[0] == 1 else 1
         if fetched := {"weights", "pretrained"} & {name for name, value in settings.items() if value}:
-            raise ValueError(
-                f"model.network.settings must not ask for pretrained weights, got {min(fetched)}: leave it out."
-            )
+            raise ValueError(f"settings must not ask for pretrained weights, got {min(fetched)}: leave it out.")
         build = _importable(model)
         try:
             self.model = build(num_classes=num_classes, **settings)
         except Exception as error:  # another library's: it may raise anything
-            raise ValueError(f"model.network.model {model} cannot be built with {settings}: {error}") from error
+            raise ValueError(f"model {model} cannot be built with {settings}: {error}") from error
         names = [name for name, _ in self.model.named_modules() if name]
         if not layers or not set(layers) <= set(names):
             raise ValueError(
-                f"model.network.layers must name submodules of {model}, got {list(layers)}: choose among "
+                f"layers must name submodules of {model}, got {list(layers)}: choose among "
                 f"{', '.join(name for name in names if name.count('.') < 2)} and their parts."
             )
         _make_pure(self.model)
         if buffers := [name for name, _ in self.model.named_buffers()]:
             raise ValueError(
-                f"model.network.model {model} has the buffer {buffers[0]}: expected parameters and batch norms only; "
+                f"model {model} has the buffer {buffers[0]}: expected parameters and batch norms only; "
                 "take another model."
             )
         self._try(image_shape, num_classes)
@@ -106,12 +104,10 @@ class External(Network):
             logits = self(images)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"model.network.model does not take images of {image_shape}: {reason}") from error
+            raise ValueError(f"model does not take images of {image_shape}: {reason}") from error
         if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"model.network.model must return logits of shape (B, {num_classes}), got {shape} for B = 2."
-            )
+            raise ValueError(f"model must return logits of shape (B, {num_classes}), got {shape} for B = 2.")
         self.layers(images)
 
 
@@ -121,7 +117,7 @@ def _importable(path: str) -> Callable[..., nn.Module]:
         found: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"model.network.model must be the path of an importable callable such as torchvision.models.resnet18, got "
+            f"model must be the path of an importable callable such as torchvision.models.resnet18, got "
             f"{path}: {error}."
         ) from error
     return found
@@ -163,4 +159,4 @@ def _as_map(output: Tensor | None, name: str) -> Tensor:
     if isinstance(output, Tensor) and output.ndim == 2:
         return output[..., None, None]
     got = "nothing: it is not used" if output is None else getattr(output, "shape", type(output).__name__)
-    raise ValueError(f"model.network.layers must name submodules that show one map, {name} shows {got}.")
+    raise ValueError(f"layers must name submodules that show one map, {name} shows {got}.")

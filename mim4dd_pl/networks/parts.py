@@ -39,9 +39,9 @@ def activation_layer(activation: Activation) -> nn.Module:
 def check_width(norm: Norm, width: int) -> None:
     """Refuse widths without channels, or that do not fall into the four groups of group norm."""
     if width < 1:
-        raise ValueError(f"model.network width must be at least 1, got {width}.")
+        raise ValueError(f"width must be at least 1, got {width}.")
     if norm == "group" and width % 4:
-        raise ValueError(f"model.network norm group needs a width that 4 divides, got {width}.")
+        raise ValueError(f"width must be a multiple of 4 for norm group, got {width}.")
 
 
 def check_size(network: str, image_shape: ImageShape, least: int) -> None:
@@ -49,7 +49,7 @@ def check_size(network: str, image_shape: ImageShape, least: int) -> None:
     if min(image_shape[1:]) < least:
         height, width = image_shape[1:]
         raise ValueError(
-            f"model.network {network} needs images of at least {least}x{least}, got {height}x{width}: take ConvNet or "
+            f"{network} needs images of at least {least}x{least}, got {height}x{width}: take ConvNet or "
             "MLP, or larger images."
         )
 

@@ -68,13 +68,10 @@ class ViT(Network):
         channels, height, width = image_shape
         self._settings = f"patch={patch}, depth={depth}, dim={dim}, heads={heads}"
         if min(patch, depth, dim, heads) < 1 or dim % heads:
-            raise ValueError(
-                f"model.network ViT needs positive settings and a dim that heads divides, got {self._settings}."
-            )
+            raise ValueError(f"ViT needs positive settings and a dim that heads divides, got {self._settings}.")
         if height % patch or width % patch:
             raise ValueError(
-                f"model.network patch must divide the sides of the images, got {patch} for {height}x{width}: set a "
-                "divisor."
+                f"patch must divide the sides of the images, got {patch} for {height}x{width}: set a divisor."
             )
         self.embed = nn.Conv2d(channels, dim, patch, stride=patch)
         self.position = nn.Parameter(torch.empty(dim, height // patch, width // patch))

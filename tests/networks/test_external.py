@@ -143,7 +143,7 @@ def test_a_calibrated_network_classifies_each_image_alone(stream: Stream) -> Non
     ],
 )
 def test_what_cannot_be_a_student_is_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"model.network.*{message}"):
+    with pytest.raises(ValueError, match=message):
         External((3, 32, 32), 10, **{**RESNET, **settings})
 
 

@@ -221,19 +221,19 @@ def test_instance_norm_removes_the_contrast_of_an_image() -> None:
     ("kind", "shape", "settings", "message"),
     [
         (ConvNet, (1, 8, 8), {"depth": 4}, "depth 4 halves images of 8x8 to nothing"),
-        (ConvNet, (1, 8, 8), {"depth": 0}, "depth and width must be at least 1, got depth 0 and width 128"),
-        (VGG11, (1, 8, 8), {"norm": "group", "width": 6}, "norm group needs a width that 4 divides, got 6"),
+        (ConvNet, (1, 8, 8), {"depth": 0}, "depth must be at least 1, got 0"),
+        (VGG11, (1, 8, 8), {"norm": "group", "width": 6}, "width must be a multiple of 4 for norm group, got 6"),
         (MLP, (1, 8, 8), {"width": 0}, "width must be at least 1, got 0"),
-        (AlexNet, (1, 8, 8), {"width": 3}, "AlexNet needs an even width, got 3"),
+        (AlexNet, (1, 8, 8), {"width": 3}, "width must be even, got 3"),
         (AlexNet, (1, 4, 4), {}, "AlexNet needs images of at least 8x8, got 4x4"),
         (ViT, (1, 8, 8), {"patch": 3}, "patch must divide the sides of the images, got 3 for 8x8: set a divisor"),
-        (ViT, (1, 8, 8), {"heads": 5}, "a dim that heads divides, got patch=4, depth=6, dim=192, heads=5"),
+        (ViT, (1, 8, 8), {"heads": 5}, "ViT needs .* a dim that heads divides, got patch=4, depth=6, dim=192, heads=5"),
     ],
 )
 def test_settings_that_make_no_network_are_refused(
     kind: Any, shape: ImageShape, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"model.network.* {message}"):
+    with pytest.raises(ValueError, match=f"^{message}"):
         kind(shape, 10, **settings)
 
 
