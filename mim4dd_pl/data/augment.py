@@ -179,8 +179,8 @@ class DSA:
         unknown = [name for name in operations if name not in OPERATIONS]
         if unknown or not operations:
             raise ValueError(
-                f"augment.operations takes one or more of {', '.join(OPERATIONS)}; got "
-                f"{', '.join(map(str, unknown)) or 'none'}. To train without, write `augment: null` in the recipe."
+                f"operations takes one or more of {', '.join(OPERATIONS)}; got "
+                f"{', '.join(map(str, unknown)) or 'none'}. To train without, put None (null in YAML) in its place."
             )
         self.operations = tuple(operations)
 

@@ -44,17 +44,15 @@ class ImageFolder(Source):
         self.image_shape = (3, image_size, image_size)
         train = self.root / "train"
         if not train.is_dir():
-            raise DataError(f"No folder {train}: data.source.root needs train/<class>/ and test/<class>/ (or val/).")
+            raise DataError(f"No folder {train}: expected train/<class>/ and test/<class>/ (or val/) in {self.root}.")
         folders = _class_folders(train)
         self.classes = folders if classes is None else tuple(classes)
         if not self.classes:
             raise DataError(f"{train} holds no class folders: expected train/<class>/<image>.")
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"data.source.classes names a class twice: {', '.join(self.classes)}.")
+            raise ValueError(f"classes names a class twice: {', '.join(self.classes)}.")
         if absent := [name for name in self.classes if name not in folders]:
-            raise DataError(
-                f"{train} lacks the classes {_some(absent)} of data.source.classes; it has {_some(folders)}."
-            )
+            raise DataError(f"classes names {_some(absent)}, which {train} lacks; it has {_some(folders)}.")
         val = self.root / "val"
         # The test folder of ImageNet's descendants has no labels.
         held_out = [val] if (val / _ANNOTATIONS).is_file() else [self.root / "test", val]

@@ -98,7 +98,7 @@ class Npz(Source):
 
     def _open(self) -> zipfile.ZipFile:
         if not os.path.isfile(self.path):  # a pipe would block for ever
-            raise DataError(f"No such file: {self.path} (data.source.path).")
+            raise DataError(f"No such file: {self.path} (path).")
         try:
             return zipfile.ZipFile(self.path)
         except _UNREADABLE as error:
@@ -171,7 +171,7 @@ class Npz(Source):
         if channels not in (1, 3):
             raise DataError(f"{self.path} holds images of {channels} channels, expected 1 or 3.")
         if image_size is None and height != width:
-            raise DataError(f"{self.path} holds images of {height}x{width}: set data.source.image_size.")
+            raise DataError(f"{self.path} holds images of {height}x{width}: set image_size.")
         side = image_size or height
         return channels, side, side
 

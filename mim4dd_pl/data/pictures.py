@@ -14,7 +14,7 @@ from mim4dd_pl.data.sources import first_line
 def check_image_size(image_size: int | None) -> None:
     """Refuse sides that no network here can take."""
     if image_size is not None and not 4 <= image_size <= 1024:
-        raise ValueError(f"data.source.image_size must lie in 4..1024 pixels, got {image_size}.")
+        raise ValueError(f"image_size must lie in 4..1024 pixels, got {image_size}.")
 
 
 def square(images: Tensor, side: int) -> Tensor:

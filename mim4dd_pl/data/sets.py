@@ -154,7 +154,7 @@ def check_per_class(labels: Tensor, num_classes: int, count: int) -> None:
         label = int((members < count).int().argmax())
         raise DataError(
             f"{count} real images per class are asked for, class {label} has {int(members[label])} training images: "
-            "lower model.images_per_class."
+            "ask for fewer."
         )
 
 
@@ -193,7 +193,7 @@ def stratified_split(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, 
         )
     except ValueError as error:
         raise DataError(
-            f"{len(labels)} images cannot be split in {held_out} and the rest ({error}): see data.validation_fraction "
-            "and data.max_train_images."
+            f"{len(labels)} images cannot be split in {held_out} and the rest ({error}): see validation_fraction and "
+            "max_train_images."
         ) from error
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))

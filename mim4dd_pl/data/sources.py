@@ -65,7 +65,7 @@ class Digits(Source):
 
     def __init__(self, num_classes: int = 10) -> None:
         if not 2 <= num_classes <= 10:
-            raise ValueError(f"data.source.num_classes must lie in 2..10, got {num_classes}.")
+            raise ValueError(f"num_classes must lie in 2..10, got {num_classes}.")
         self.name = "digits" if num_classes == 10 else f"digits 0 to {num_classes - 1}"
         self.classes = tuple("0123456789"[:num_classes])
 

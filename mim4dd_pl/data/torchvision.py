@@ -60,8 +60,8 @@ class Torchvision(Source):
             return self.open(train)
         except (RuntimeError, OSError, ValueError, AssertionError) as error:
             raise DataError(
-                f"No {type(self).__name__} in {self.root} ({first_line(error)}). Set data.source.download to true "
-                f"where there is a network, or data.source.root to the folder that holds {self.stored[0]}."
+                f"No {type(self).__name__} in {self.root} ({first_line(error)}). Fetch it where there is a "
+                f"network (download), or name the folder that holds {self.stored[0]} (root)."
             ) from error
 
     def _split(self, train: bool) -> Split:

@@ -62,7 +62,7 @@ def test_drawing_leaves_the_global_generator_alone(images: Tensor, stream: Strea
 
 
 def test_unknown_operation_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"augment\.operations takes one or more of color, .*; got blur"):
+    with pytest.raises(ValueError, match=r"^operations takes one or more of color, .*; got blur"):
         DSA(["crop", "blur"])
 
 

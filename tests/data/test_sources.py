@@ -101,7 +101,7 @@ def test_image_size_resizes(tmp_path: Path) -> None:
 
 
 def test_missing_mnist_says_what_to_set(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"No MNIST in .* Set data\.source\.download"):
+    with pytest.raises(DataError, match=r"No MNIST in .* Fetch it where there is a network \(download\)"):
         MNIST(str(tmp_path), download=False).load()
 
 
@@ -153,7 +153,7 @@ def test_npz_with_pickles_is_refused_without_loading_them(tmp_path: Path) -> Non
         ({"x_train": noise(4, 6, 6).astype(float)}, "x_train of .* must be uint8 of shape .*, got float64"),
         ({"x_train": noise(4, 6, 6, 2)}, "expected one shape"),
         ({"x_train": noise(4, 6, 6, 2), "x_test": noise(4, 6, 6, 2)}, "images of 2 channels, expected 1 or 3"),
-        ({"x_train": noise(4, 6, 5), "x_test": noise(4, 6, 5)}, r"images of 6x5: set data\.source\.image_size"),
+        ({"x_train": noise(4, 6, 5), "x_test": noise(4, 6, 5)}, r"images of 6x5: set image_size"),
         ({"x_train": noise(0, 6, 6)}, r"got uint8 of shape \(0, 6, 6\)"),
         ({"y_train": np.eye(4)}, "must be integers"),
         (
@@ -254,7 +254,7 @@ def test_image_folder_names_a_class_that_is_missing_from_the_test(folder: Path) 
 
 
 def test_a_class_named_twice_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.source\.classes names a class twice: cat, cat"):
+    with pytest.raises(ValueError, match=r"^classes names a class twice: cat, cat"):
         ImageFolder(str(folder), image_size=8, classes=["cat", "cat"])
 
 
