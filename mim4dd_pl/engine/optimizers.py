@@ -71,7 +71,7 @@ class Momentum(InnerOptimizer):
 
     def __init__(self, momentum: float = 0.9) -> None:
         if not 0 <= momentum < 1:
-            raise ValueError(f"model.objective.optimizer.momentum must lie in [0, 1), got {momentum}.")
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
         self.momentum = momentum
 
     def initial(self, theta: Tensor) -> State:
@@ -113,10 +113,7 @@ class Adam(InnerOptimizer):
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         if not 0 <= beta1 < 1 or not 0 <= beta2 < 1 or not 0 < eps < float("inf"):
-            raise ValueError(
-                f"model.objective.optimizer.beta1 and beta2 must lie in [0, 1) and eps be positive, got {beta1}, "
-                f"{beta2} and {eps}."
-            )
+            raise ValueError(f"beta1 and beta2 must lie in [0, 1) and eps be positive, got {beta1}, {beta2} and {eps}.")
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
     def initial(self, theta: Tensor) -> State:

@@ -79,8 +79,8 @@ class SigmoidCritic(Critic):
         super().__init__(num_classes)
         if num_classes < 3:
             raise ValueError(
-                f"model.information.critic SigmoidCritic needs at least 3 classes, as its bound never exceeds "
-                f"ln(classes - 1), got {num_classes}: set model.information.critic to InfoNCECritic."
+                "SigmoidCritic needs at least 3 classes, as its bound never exceeds "
+                f"ln(classes - 1), got {num_classes}: take InfoNCECritic."
             )
         self.ceiling = math.log(num_classes - 1)
         self.reduction = reduction
@@ -131,5 +131,5 @@ class ClassMeanCritic(Critic):
 
 def _log_temperature(temperature: float, learnable: bool) -> nn.Parameter:
     if not 0 < temperature < math.inf:
-        raise ValueError(f"model.information.critic.temperature must be positive and finite, got {temperature}.")
+        raise ValueError(f"temperature must be positive and finite, got {temperature}.")
     return nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learnable)

@@ -140,4 +140,4 @@ class ResidualMLPHead(Head):
 def _check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"model.information.embedding.{name} must be at least 1, got {size}.")
+            raise ValueError(f"{name} must be at least 1, got {size}.")

@@ -72,8 +72,7 @@ class InformationTerm(nn.Module):
         _check_ranges(num_classes, weight, layer_decay, real_batch_size, lr)
         if through_student and networks == "shared":
             raise ValueError(
-                "model.information.through_student needs the student's features, got model.information.networks "
-                "shared: set it to student or own."
+                "through_student needs the student's features, got networks shared: set it to student or own."
             )
         self._chosen = _chosen(layers, len(layer_shapes))
         self.critic = critic(num_classes)
@@ -127,9 +126,7 @@ class InformationTerm(nn.Module):
             shared = student if expert is None else expert
             return shared, shared
         if expert is None:
-            raise ValueError(
-                "model.information.networks own needs an objective that reads experts: set it to shared or student."
-            )
+            raise ValueError("networks own needs an objective that reads experts: set it to shared or student.")
         return student, expert
 
     def forward(
@@ -167,8 +164,7 @@ def _chosen(layers: Sequence[str] | None, num_layers: int) -> list[int]:
         return list(known.values())
     if not layers or not known.keys() >= set(layers) or len(set(layers)) < len(layers):
         raise ValueError(
-            f"model.information.layers must name one or more of {', '.join(known)}, each once, got "
-            f"{', '.join(layers) or 'none'}."
+            f"layers must name one or more of {', '.join(known)}, each once, got {', '.join(layers) or 'none'}."
         )
     return sorted(known[name] for name in layers)
 
@@ -177,10 +173,10 @@ def _check_ranges(num_classes: int, weight: float, layer_decay: float, real_batc
     if num_classes < 2:
         raise ValueError(f"The information term contrasts classes and needs at least 2, got {num_classes}.")
     if not 0 <= weight < math.inf:
-        raise ValueError(f"model.information.weight must be at least 0 and finite, got {weight}.")
+        raise ValueError(f"weight must be at least 0 and finite, got {weight}.")
     if not 1 <= layer_decay < math.inf:
-        raise ValueError(f"model.information.layer_decay must be at least 1 and finite, got {layer_decay}.")
+        raise ValueError(f"layer_decay must be at least 1 and finite, got {layer_decay}.")
     if real_batch_size < 1:
-        raise ValueError(f"model.information.real_batch_size must be at least 1, got {real_batch_size}.")
+        raise ValueError(f"real_batch_size must be at least 1, got {real_batch_size}.")
     if not 0 <= lr < math.inf:
-        raise ValueError(f"model.information.lr must be at least 0 and finite, got {lr}.")
+        raise ValueError(f"lr must be at least 0 and finite, got {lr}.")

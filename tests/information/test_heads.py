@@ -89,12 +89,12 @@ def test_head_gradient(head: Callable[..., Head], stream: Stream) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LinearHead((4, 2, 2), dim=0), "embedding.dim must be at least 1, got 0"),
-        (lambda: MLPHead((4, 2, 2), hidden=0), "embedding.hidden must be at least 1, got 0"),
-        (lambda: MLPHead((4, 2, 2), depth=0), "embedding.depth must be at least 1, got 0"),
-        (lambda: ResidualMLPHead((4, 2, 2), hidden=-3), "embedding.hidden must be at least 1, got -3"),
-        (lambda: ResidualMLPHead((4, 2, 2), depth=0), "embedding.depth must be at least 1, got 0"),
-        (lambda: IdentityHead((4, 2, 2), pool=0), "embedding.pool must be at least 1, got 0"),
+        (lambda: LinearHead((4, 2, 2), dim=0), "^dim must be at least 1, got 0"),
+        (lambda: MLPHead((4, 2, 2), hidden=0), "^hidden must be at least 1, got 0"),
+        (lambda: MLPHead((4, 2, 2), depth=0), "^depth must be at least 1, got 0"),
+        (lambda: ResidualMLPHead((4, 2, 2), hidden=-3), "^hidden must be at least 1, got -3"),
+        (lambda: ResidualMLPHead((4, 2, 2), depth=0), "^depth must be at least 1, got 0"),
+        (lambda: IdentityHead((4, 2, 2), pool=0), "^pool must be at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(build: Callable[[], object], message: str) -> None:

@@ -134,7 +134,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"real_batch_size": 0}, "real_batch_size must be at least 1, got 0"),
     ({"lr": -1.0}, "lr must be at least 0 and finite, got -1.0"),
     ({"lr": math.nan}, "lr must be at least 0 and finite, got nan"),
-    ({"through_student": True}, "through_student needs the student's features, got model.information.networks shared"),
+    ({"through_student": True}, "through_student needs the student's features, got networks shared"),
     ({"layers": ["conv1"]}, "layers must name one or more of layer1, layer2, layer3, each once, got conv1"),
     ({"layers": ["layer1", "layer1"]}, "each once, got layer1, layer1"),
     ({"layers": []}, "each once, got none"),
