@@ -145,7 +145,7 @@ class DistillationModule(L.LightningModule):
             student_lr,
             min_student_lr,
             soft=soft_labels is not None,
-            average=image_average,
+            image_average=image_average,
         )
         objective.check(images_per_class, num_classes)
         with self.stream.at("heads").as_global():

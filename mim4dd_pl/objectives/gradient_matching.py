@@ -36,7 +36,7 @@ class GradientMatching(Objective):
     def __init__(self, real_per_class: int = 256, student_steps: int = 0, augment: DSA | None = None) -> None:
         check_positive(real_per_class=real_per_class)
         if student_steps < 0:
-            raise ValueError(f"model.objective.student_steps must be at least 0, got {student_steps}.")
+            raise ValueError(f"student_steps must be at least 0, got {student_steps}.")
         self.real_per_class = real_per_class
         self.student_steps = student_steps
         self.augment = augment

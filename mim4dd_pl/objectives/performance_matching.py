@@ -52,9 +52,7 @@ class PerformanceMatching(Objective):
             synthetic_batch_size=synthetic_batch_size,
         )
         if window is not None and window > unroll_steps:
-            raise ValueError(
-                f"model.objective.window must be at most model.objective.unroll_steps, got {window} and {unroll_steps}."
-            )
+            raise ValueError(f"window must be at most unroll_steps, got {window} and {unroll_steps}.")
         self.unroll_steps = unroll_steps
         self.window = window
         self.real_per_class = real_per_class
@@ -74,7 +72,7 @@ class PerformanceMatching(Objective):
         check_size(self.synthetic_batch_size, images_per_class * num_classes)
         if self.synthetic_batch_size is not None and self.synthetic_batch_size % num_classes:
             raise ValueError(
-                f"model.objective.synthetic_batch_size must be a multiple of the {num_classes} classes, got "
+                f"synthetic_batch_size must be a multiple of the {num_classes} classes, got "
                 f"{self.synthetic_batch_size}."
             )
 

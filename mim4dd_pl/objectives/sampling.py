@@ -59,14 +59,14 @@ class Chunks:
 def check_size(size: int | None, num_images: int) -> None:
     """Refuse minibatches of more synthetic images than there are."""
     if size is not None and size > num_images:
-        raise ValueError(f"model.objective.synthetic_batch_size is {size}, there are {num_images} synthetic images.")
+        raise ValueError(f"synthetic_batch_size is {size}, there are {num_images} synthetic images.")
 
 
 def check_positive(**settings: int | None) -> None:
     """Refuse settings of a host that must be at least 1 where they are set."""
     for name, value in settings.items():
         if value is not None and value < 1:
-            raise ValueError(f"model.objective.{name} must be at least 1, got {value}.")
+            raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 def real_batch(real: ImageSet, per_class: int, stream: Stream) -> Batch:

@@ -22,7 +22,7 @@ class SoftLabels:
 
     def __post_init__(self) -> None:
         if not 0 <= self.lr < math.inf:
-            raise ValueError(f"model.soft_labels.lr must be at least 0 and finite, got {self.lr}.")
+            raise ValueError(f"lr must be at least 0 and finite, got {self.lr}.")
 
 
 class SyntheticImages(nn.Module):
@@ -38,8 +38,8 @@ class SyntheticImages(nn.Module):
         student_lr: Initial alpha, above ``min_student_lr``.
         min_student_lr: Smallest alpha that :meth:`settle` leaves, positive.
         soft: Learn soft labels; they start uniform.
-        average: Decay of a moving average of the images, in [0, 1), which is then the result (FTD, Du et al. 2023,
-            arXiv:2211.11004); none by default.
+        image_average: Decay of a moving average of the images, in [0, 1), which is then the result (FTD, Du et al.
+            2023, arXiv:2211.11004); none by default.
 
     Attributes:
         images: Shape (C * ipc, c, h, w), normalised as the training images are; any real number.
@@ -59,23 +59,23 @@ class SyntheticImages(nn.Module):
         student_lr: float = 0.01,
         min_student_lr: float = 1e-6,
         soft: bool = False,
-        average: float | None = None,
+        image_average: float | None = None,
     ) -> None:
         super().__init__()
         if images_per_class < 1:
-            raise ValueError(f"model.images_per_class must be at least 1, got {images_per_class}.")
+            raise ValueError(f"images_per_class must be at least 1, got {images_per_class}.")
         if not 0 < min_student_lr <= student_lr < math.inf:
             raise ValueError(
-                f"model.student_lr must be finite and at least model.min_student_lr, which must be positive; got "
+                f"student_lr must be finite and at least min_student_lr, which must be positive; got "
                 f"{student_lr} and {min_student_lr}."
             )
-        if average is not None and not 0 <= average < 1:
-            raise ValueError(f"model.image_average must lie in [0, 1), got {average}.")
+        if image_average is not None and not 0 <= image_average < 1:
+            raise ValueError(f"image_average must lie in [0, 1), got {image_average}.")
         self.images_per_class = images_per_class
-        self.average = average
+        self.image_average = image_average
         self.min_student_lr = min_student_lr
         self.images = nn.Parameter(torch.zeros(num_classes * images_per_class, *image_shape))
-        self.register_buffer("averaged", None if average is None else torch.zeros_like(self.images.data))
+        self.register_buffer("averaged", None if image_average is None else torch.zeros_like(self.images.data))
         self.label_logits = nn.Parameter(torch.zeros(len(self.images), num_classes)) if soft else None
         self.student_lr = nn.Parameter(torch.tensor(float(student_lr)))
         self.register_buffer("labels", torch.arange(num_classes).repeat_interleave(images_per_class))
@@ -120,5 +120,5 @@ class SyntheticImages(nn.Module):
     def settle(self) -> None:
         """After a step: lift alpha to ``min_student_lr`` if it fell below, take the images into their average."""
         self.student_lr.clamp_(min=self.min_student_lr)
-        if self.averaged is not None and self.average is not None:
-            self.averaged.lerp_(self.images, 1 - self.average)
+        if self.averaged is not None and self.image_average is not None:
+            self.averaged.lerp_(self.images, 1 - self.image_average)

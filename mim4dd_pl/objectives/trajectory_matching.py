@@ -48,7 +48,7 @@ class TrajectoryMatching(Objective):
     ) -> None:
         check_positive(unroll_steps=unroll_steps, synthetic_batch_size=synthetic_batch_size)
         if not 0 <= ignored_fraction < 1:
-            raise ValueError(f"model.objective.ignored_fraction must lie in [0, 1), got {ignored_fraction}.")
+            raise ValueError(f"ignored_fraction must lie in [0, 1), got {ignored_fraction}.")
         self.epochs = Epochs(max_start_epoch, expert_epochs, moving)
         self.unroll_steps = unroll_steps
         self.synthetic_batch_size = synthetic_batch_size

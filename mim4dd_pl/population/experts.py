@@ -35,9 +35,9 @@ class Experts:
 
     def __post_init__(self) -> None:
         if self.root in ("", "None"):
-            raise ValueError("model.experts.root must name a folder, got nothing.")
+            raise ValueError("root must name a folder, got nothing.")
         if self.num_experts < 1:
-            raise ValueError(f"model.experts.num_experts must be at least 1, got {self.num_experts}.")
+            raise ValueError(f"num_experts must be at least 1, got {self.num_experts}.")
 
     def spec(self, network: FlatNetwork, data_set: str, data_fingerprint: str) -> TrajectorySpec:
         """What the stored trajectories of this recipe must say of themselves."""

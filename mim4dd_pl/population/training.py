@@ -42,19 +42,17 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"training.epochs and training.batch_size must be at least 1, got {self.epochs} and {self.batch_size}."
-            )
+            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}.")
         if not 0 < self.lr < float("inf"):
-            raise ValueError(f"training.lr must be positive and finite, got {self.lr}.")
+            raise ValueError(f"lr must be positive and finite, got {self.lr}.")
         if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < float("inf"):
             raise ValueError(
-                f"training.momentum must lie in [0, 1) and training.weight_decay be at least 0, got {self.momentum} "
+                f"momentum must lie in [0, 1) and weight_decay be at least 0, got {self.momentum} "
                 f"and {self.weight_decay}."
             )
 
         if not 0 <= self.sharpness_radius < float("inf"):
-            raise ValueError(f"training.sharpness_radius must be at least 0 and finite, got {self.sharpness_radius}.")
+            raise ValueError(f"sharpness_radius must be at least 0 and finite, got {self.sharpness_radius}.")
 
     @property
     def recipe(self) -> str:

@@ -31,8 +31,8 @@ class MovingWindow:
     def __post_init__(self) -> None:
         if not 0 <= self.lowest < self.first or self.steps < 1:
             raise ValueError(
-                "model.objective.moving takes 0 <= lowest < first and steps of at least 1, got lowest "
-                f"{self.lowest}, first {self.first} and steps {self.steps}."
+                f"0 <= lowest < first and steps of at least 1 are needed, got lowest {self.lowest}, first {self.first} "
+                f"and steps {self.steps}."
             )
 
     def at(self, step: int, max_start_epoch: int) -> range:
@@ -58,11 +58,10 @@ class Epochs:
     def __post_init__(self) -> None:
         for name in ("max_start_epoch", "expert_epochs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"model.objective.{name} must be at least 1, got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.moving is not None and self.moving.first > self.max_start_epoch:
             raise ValueError(
-                "model.objective.moving.first must be at most model.objective.max_start_epoch, got "
-                f"{self.moving.first} and {self.max_start_epoch}."
+                f"moving.first must be at most max_start_epoch, got {self.moving.first} and {self.max_start_epoch}."
             )
 
     @property

@@ -150,7 +150,7 @@ class TrajectoryStore:
 
     @property
     def _remedy(self) -> str:
-        return f"Delete {self.root} to train the experts anew, or set model.experts.root to another folder."
+        return f"Delete {self.root} to train the experts anew, or use another folder."
 
     def _check_rows(self, path: Path) -> None:
         """Refuse a file that is no trajectory of this store, or holds one that diverged; reads a row at a time."""
@@ -184,8 +184,8 @@ class TrajectoryStore:
             raise StoredFileError(
                 f"The trajectories of {self._manifest} do not fit: their {key.replace('_', ' ')} is "
                 f"{found[key]!s:.200}, "
-                f"this run's is {wanted[key]}. Use the same data set, network and expert settings, or set "
-                "model.experts.root to another folder."
+                f"this run's is {wanted[key]}. Use the same data set, network and expert settings, or use "
+                "another folder."
             )
         for number, entry in entries.items():
             if entry["file"] != _file_of(number):

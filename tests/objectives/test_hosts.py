@@ -200,7 +200,7 @@ def test_the_term_alone_matches_nothing_and_shows_the_expert(
     ("settings", "message"),
     [
         ({"unroll_steps": 0}, "unroll_steps must be at least 1, got 0"),
-        ({"unroll_steps": 3, "window": 4}, "window must be at most model.objective.unroll_steps, got 4 and 3"),
+        ({"unroll_steps": 3, "window": 4}, "window must be at most unroll_steps, got 4 and 3"),
         ({"unroll_steps": 3, "real_per_class": 0}, "real_per_class must be at least 1, got 0"),
     ],
 )
