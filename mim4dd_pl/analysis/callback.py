@@ -70,7 +70,7 @@ class Analysis(L.Callback):
 
     def __init__(self, tsne: bool = True, projector: bool = True, real_images: int = 1000) -> None:
         if real_images < 10:
-            raise ValueError(f"Analysis.real_images must be at least 10, got {real_images}.")
+            raise ValueError(f"real_images must be at least 10, got {real_images}.")
         self.tsne = tsne
         self.projector = projector
         self.real_images = real_images

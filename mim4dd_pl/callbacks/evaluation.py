@@ -48,9 +48,9 @@ class Evaluation(L.Callback):
         lrs: LearningRates = None,
     ) -> None:
         if num_students < 2:
-            raise ValueError(f"Evaluation.num_students must be at least 2 (for a std), got {num_students}.")
+            raise ValueError(f"num_students must be at least 2 (for a std), got {num_students}.")
         if isinstance(lrs, list) and not (lrs and all(0 < lr < math.inf for lr in lrs)):
-            raise ValueError(f"Evaluation.lrs must be `learned` or positive learning rates, got {lrs}.")
+            raise ValueError(f"lrs must be `learned` or positive learning rates, got {lrs}.")
         self.protocol = Protocol(training, num_students, lrs)
         self.distilled: Distilled | None = None
         self.across: Sequence[FlatNetwork] = ()

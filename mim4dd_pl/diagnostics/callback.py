@@ -41,7 +41,7 @@ class Diagnostics(L.Callback):
 
     def __init__(self, every_n_steps: int = 10, baseline: bool = True) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"Diagnostics.every_n_steps must be at least 1, got {every_n_steps}.")
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self.baseline = baseline
         self.fired: list[dict[str, Any]] = []

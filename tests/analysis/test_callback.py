@@ -135,7 +135,7 @@ def test_a_diverged_student_is_not_looked_through(
 
 
 def test_too_few_real_images_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"Analysis.real_images must be at least 10, got 9"):
+    with pytest.raises(ValueError, match=r"^real_images must be at least 10, got 9"):
         Analysis(real_images=9)
 
 

@@ -217,7 +217,7 @@ def test_validate_takes_a_distilled_set_too(run: Path, recipe: list[str], capsys
         ([callbacks("[0.1, 0]"), "--distilled=x"], 2, "Evaluation.lrs must be `learned` or positive learning rates"),
         ([callbacks("[]"), "--distilled=x"], 2, "Evaluation.lrs must be `learned` or positive learning rates"),
         (["--across=[MLP]", "--distilled=x", NO_TABLE], 2, "across and results speak of the closing table"),
-        (["--across=[LeNet]", "--ckpt_path=last"], 2, "across: model.network LeNet needs images of at least"),
+        (["--across=[LeNet]", "--ckpt_path=last"], 2, "across: LeNet needs images of at least"),
         (["--across=[NoNet]", "--ckpt_path=last"], 2, "NoNet"),
     ],
 )

@@ -149,5 +149,5 @@ def test_a_fit_without_validation_on_held_out_images_has_no_baseline(
 
 
 def test_readings_are_at_least_a_step_apart() -> None:
-    with pytest.raises(ValueError, match=r"Diagnostics\.every_n_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^every_n_steps must be at least 1, got 0"):
         Diagnostics(every_n_steps=0)
