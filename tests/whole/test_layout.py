@@ -1,6 +1,7 @@
 """Rooms: imports point down, and what a room brings along when it is imported."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,35 @@ def test_rooms_below_the_modules_bring_no_lightning_and_nothing_that_draws(room:
 def test_rooms_below_the_analysis_do_not_import_scikit_learn(room: str) -> None:
     """Scipy and matplotlib come with Lightning's torchmetrics from the modules on."""
     assert "sklearn" not in imported_with(room)
+
+
+KEYS = re.compile(r"(?<![\w/])(model|data|trainer)\.(\w+\b(?!\()|\{)|(?<!\S)--[a-z]|\(--[a-z]")
+"""A key of a recipe or an option of the command line."""
+
+
+def spoken(tree: ast.AST) -> list[str]:
+    """Every string but docstrings, f-strings with {} for their values."""
+    docs = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    strings = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            strings.append("".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docs | parts:
+            strings.append(node.value)
+    return strings
+
+
+def test_keys_are_found_in_strings_and_in_f_strings() -> None:
+    code = '"""Of model.x."""\nf"model.{name} is"\nraise E(f"a{b}" " data.zca")\nprint("see --help")\nopen("model.py")'
+    found = [text for text in spoken(ast.parse(code)) if KEYS.search(text)]
+    assert found == ["model.{} is", "a{} data.zca", "see --help", "model.py"]
+
+
+LIBRARY = [path for path in FILES if room_of(path) in ROOMS[: ROOMS.index("modules")]]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_classes_speak_of_their_own_parameters_and_not_of_keys(path: Path) -> None:
+    if path.name != "terminal.py":  # the voice of the program
+        assert not [text for text in spoken(ast.parse(path.read_text())) if KEYS.search(text)]
