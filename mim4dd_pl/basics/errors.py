@@ -34,3 +34,14 @@ class DivergenceError(UserError):
     """The optimisation left the finite numbers: exit code 1."""
 
     exit_code = 1
+
+
+def check_positive(**settings: int | None) -> None:
+    """Refuse settings below 1; None is none.
+
+    Raises:
+        ValueError: Names the setting.
+    """
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")

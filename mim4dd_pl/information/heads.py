@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.shapes import ImageShape
 
 Pool = int | Literal["gap", "flatten"]
@@ -32,7 +33,7 @@ class Head(nn.Module, ABC):
         self.pool: nn.Module = nn.Identity()
         if pool != "flatten":
             cells = 1 if pool == "gap" else pool
-            _check_positive(pool=cells)
+            check_positive(pool=cells)
             height, width = min(cells, height), min(cells, width)
             self.pool = nn.AdaptiveAvgPool2d((height, width))
         self.num_features = channels * height * width
@@ -72,7 +73,7 @@ class LinearHead(Head):
 
     def __init__(self, layer_shape: ImageShape, dim: int = 128, pool: Pool = 4) -> None:
         super().__init__(layer_shape, pool)
-        _check_positive(dim=dim)
+        check_positive(dim=dim)
         self.project = nn.Linear(self.num_features, dim)
 
     def embed(self, pooled: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class MLPHead(Head):
         self, layer_shape: ImageShape, hidden: int = 256, depth: int = 1, dim: int = 128, pool: Pool = 4
     ) -> None:
         super().__init__(layer_shape, pool)
-        _check_positive(hidden=hidden, depth=depth, dim=dim)
+        check_positive(hidden=hidden, depth=depth, dim=dim)
         widths = [self.num_features, *[hidden] * depth]
         layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
         self.project = nn.Sequential(*layers, nn.Linear(hidden, dim))
@@ -124,7 +125,7 @@ class ResidualMLPHead(Head):
         self, layer_shape: ImageShape, hidden: int = 256, depth: int = 2, dim: int = 128, pool: Pool = 4
     ) -> None:
         super().__init__(layer_shape, pool)
-        _check_positive(hidden=hidden, depth=depth, dim=dim)
+        check_positive(hidden=hidden, depth=depth, dim=dim)
         self.project = nn.Linear(self.num_features, dim)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim)) for _ in range(depth)
@@ -135,9 +136,3 @@ class ResidualMLPHead(Head):
         for block in self.blocks:
             z = z + block(z)
         return z
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.parts import Activation, Norm, activation_layer, check_width, more_padding, norm_layer, outputs
@@ -50,8 +51,7 @@ class ConvNet(Network):
         channels, height, width_in = image_shape[0], image_shape[1] + 2 * more, image_shape[2] + 2 * more
         if depth is None:
             depth = max(1, min(height, width_in).bit_length() - 3)
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}.")
+        check_positive(depth=depth)
         check_width(norm, width)
         self._settings = f"depth={depth}, width={width}, norm={norm}, pooling={pooling}"
         if activation != "relu":  # not named, so that experts stored before there was a choice stay readable

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.batchnorm import BatchNorm
 
@@ -38,8 +39,7 @@ def activation_layer(activation: Activation) -> nn.Module:
 
 def check_width(norm: Norm, width: int) -> None:
     """Refuse widths without channels, or that do not fall into the four groups of group norm."""
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}.")
+    check_positive(width=width)
     if norm == "group" and width % 4:
         raise ValueError(f"width must be a multiple of 4 for norm group, got {width}.")
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.engine.derivatives import Derivatives, Work, soft
 from mim4dd_pl.objectives.base import Match, Objective, Scene
 from mim4dd_pl.objectives.losses import gradient_distance
-from mim4dd_pl.objectives.sampling import check_positive, fresh, real_batch
+from mim4dd_pl.objectives.sampling import fresh, real_batch
 from mim4dd_pl.objectives.synthetic import SyntheticImages
 
 

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.engine.derivatives import Derivatives, Work
 from mim4dd_pl.engine.optimizers import InnerOptimizer, Momentum
 from mim4dd_pl.engine.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
 from mim4dd_pl.objectives.base import Match, Objective, Scene
-from mim4dd_pl.objectives.sampling import Chunks, check_positive, check_size, fresh, real_batch
+from mim4dd_pl.objectives.sampling import Chunks, check_size, fresh, real_batch
 from mim4dd_pl.objectives.synthetic import SyntheticImages
 
 

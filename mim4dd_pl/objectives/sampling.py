@@ -62,13 +62,6 @@ def check_size(size: int | None, num_images: int) -> None:
         raise ValueError(f"synthetic_batch_size is {size}, there are {num_images} synthetic images.")
 
 
-def check_positive(**settings: int | None) -> None:
-    """Refuse settings of a host that must be at least 1 where they are set."""
-    for name, value in settings.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-
-
 def real_batch(real: ImageSet, per_class: int, stream: Stream) -> Batch:
     """Random real images, as many of each class, class by class; fewer than ``per_class`` where a class has fewer."""
     return real.batch(real.per_class(min(per_class, real.rarest), stream.at("real").generator()))

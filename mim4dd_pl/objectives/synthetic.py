@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.basics.shapes import ImageShape
 
@@ -62,8 +63,7 @@ class SyntheticImages(nn.Module):
         image_average: float | None = None,
     ) -> None:
         super().__init__()
-        if images_per_class < 1:
-            raise ValueError(f"images_per_class must be at least 1, got {images_per_class}.")
+        check_positive(images_per_class=images_per_class)
         if not 0 < min_student_lr <= student_lr < math.inf:
             raise ValueError(
                 f"student_lr must be finite and at least min_student_lr, which must be positive; got "

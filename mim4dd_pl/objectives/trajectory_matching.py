@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.engine.derivatives import Derivatives, Work
@@ -10,7 +11,7 @@ from mim4dd_pl.engine.optimizers import SGD, InnerOptimizer
 from mim4dd_pl.engine.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
 from mim4dd_pl.objectives.base import Match, Objective, Scene
 from mim4dd_pl.objectives.losses import parameter_distance
-from mim4dd_pl.objectives.sampling import Chunks, check_positive, check_size
+from mim4dd_pl.objectives.sampling import Chunks, check_size
 from mim4dd_pl.objectives.synthetic import SyntheticImages
 from mim4dd_pl.stored.segments import Epochs, MovingWindow
 

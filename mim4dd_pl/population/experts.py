@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import Indexable
 from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
@@ -36,8 +37,7 @@ class Experts:
     def __post_init__(self) -> None:
         if self.root in ("", "None"):
             raise ValueError("root must name a folder, got nothing.")
-        if self.num_experts < 1:
-            raise ValueError(f"num_experts must be at least 1, got {self.num_experts}.")
+        check_positive(num_experts=self.num_experts)
 
     def spec(self, network: FlatNetwork, data_set: str, data_fingerprint: str) -> TrajectorySpec:
         """What the stored trajectories of this recipe must say of themselves."""

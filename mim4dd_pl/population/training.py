@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.data.sets import Indexable
@@ -41,8 +42,7 @@ class Training:
     sharpness_radius: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}.")
+        check_positive(epochs=self.epochs, batch_size=self.batch_size)
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}.")
         if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < float("inf"):

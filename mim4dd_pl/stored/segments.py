@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.stored.trajectories import Segment, TrajectoryStore
 
@@ -56,9 +57,7 @@ class Epochs:
     moving: MovingWindow | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_start_epoch", "expert_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_positive(max_start_epoch=self.max_start_epoch, expert_epochs=self.expert_epochs)
         if self.moving is not None and self.moving.first > self.max_start_epoch:
             raise ValueError(
                 f"moving.first must be at most max_start_epoch, got {self.moving.first} and {self.max_start_epoch}."

@@ -89,7 +89,11 @@ CASES: list[tuple[Callable[[], object], Arguments, str]] = [
     (lambda: pets(dogs=1), folder(), "pets: class dog has 1 training images, at least 2 are needed"),
     (truncated, folder(), "pets/train/dog/13.jpg cannot be read as an image"),
     (deep_pixels, folder(), "pets/test/dog/13.tiff has pixels of mode I, expected 8 bits a channel"),
-    (pets, folder(f"{SOURCE}classes=[cat, cow]"), "data.source.classes names cow, which pets/train lacks; it has cat, dog"),
+    (
+        pets,
+        folder(f"{SOURCE}classes=[cat, cow]"),
+        "data.source.classes names cow, which pets/train lacks; it has cat, dog",
+    ),
     (pets, folder(f"{SOURCE}classes=[cat]"), "pets has 1 class, at least 2 are needed"),
     (pets, folder("--model.init_args.images_per_class=19"), "19 real images per class are asked for, class 0 has 18"),
     (lambda: pets(dogs=8), folder("--model.init_args.images_per_class=8"), "class 1 has 7 training images"),

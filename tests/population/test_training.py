@@ -130,7 +130,7 @@ def test_students_start_alike_whatever_their_set(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "^epochs and batch_size must be at least 1, got 0"),
+        ({"epochs": 0}, "^epochs must be at least 1, got 0"),
         ({"epochs": 1, "lr": 0.0}, "^lr must be positive and finite, got 0.0"),
         ({"epochs": 1, "lr": float("nan")}, "^lr must be positive and finite, got nan"),
         ({"epochs": 1, "momentum": 1.0}, r"^momentum must lie in \[0, 1\)"),
