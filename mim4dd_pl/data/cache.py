@@ -82,7 +82,7 @@ class Cache:
         shape = self._source.image_shape
         size = math.prod(shape) * sum(len(split.labels) for split in splits)
         if self._folder is None:
-            check_memory(self._source.name, size, "set data.cache to a folder that keeps its images")
+            check_memory(self._source.name, size, "keep its images in a folder (cache)")
             train, test = (_in_memory(shape, split.labels, self._checked(split)) for split in splits)
             return train, test
         with locked(self._folder.parent, self._folder.name):
