@@ -29,6 +29,7 @@ from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.modules.experts import ExpertModule
 from mim4dd_pl.population.evaluator import Evaluator
+from mim4dd_pl.modules.lightning import callbacks_of
 from mim4dd_pl.population.training import Training, at_once
 
 _SPARE = 0.01  # GiB beside a run's images and states: curves, pictures, tables
@@ -76,9 +77,8 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
     run = 3 * (2 * images + 12 * heads + 1.5 * images) / 2**30 + _SPARE
     if (whitening := data.train.normalization.whitening) is not None:
         run += 3 * whitening.matrix.nbytes / 2**30
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Evaluation):
-            stages |= _evaluation(trainer, module, data, callback, look)
+    for evaluation in callbacks_of(trainer, Evaluation):
+        stages |= _evaluation(trainer, module, data, evaluation, look)
     return Estimate(stages, max(memory, peak_memory(device)), disk, run, compiles)
 
 
@@ -161,7 +161,7 @@ def _evaluation(
     row = rows.trained(InMemory(module.synthetic.result, module.synthetic.targets.detach()))
     validations = trainer.max_steps // int(trainer.val_check_interval)
     closing = analysis = 0.0
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer, L.Callback):
         if isinstance(callback, Diagnostics) and callback.baseline and data.validate_on != "test":
             validations += 1
         elif isinstance(callback, Analysis):

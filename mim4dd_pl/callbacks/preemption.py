@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mim4dd_pl.basics.errors import Stopped
 from mim4dd_pl.callbacks.checkpoint import LastCheckpoint
+from mim4dd_pl.modules.lightning import validation_follows
 
 
 class Preemption(Checkpoint):
@@ -45,7 +46,7 @@ class Preemption(Checkpoint):
             if trainer.global_step < trainer.max_steps:
                 LastCheckpoint.save(trainer)
             raise Stopped(number)
-        self._stepping = not LastCheckpoint.validation_follows(trainer)
+        self._stepping = not validation_follows(trainer)
         self._stop_unless_stepping()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

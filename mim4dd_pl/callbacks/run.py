@@ -1,7 +1,7 @@
 """What callbacks work on: the synthetic set as it stands, the data, random real images, and each other."""
 
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import lightning as L
 import torch
@@ -11,6 +11,7 @@ from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.data.sets import InMemory
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
+from mim4dd_pl.modules.lightning import callbacks_of, datamodule_of
 from mim4dd_pl.stored.distilled import Distilled, to_facts
 
 _C = TypeVar("_C", bound=L.Callback)
@@ -18,7 +19,7 @@ _C = TypeVar("_C", bound=L.Callback)
 
 def data_of(module: DistillationModule) -> ImageDataModule:
     """The data that a Trainer runs the module on."""
-    return cast(ImageDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
+    return datamodule_of(module.trainer)
 
 
 def random_sets(module: DistillationModule, images: int, count: int) -> list[InMemory]:
@@ -61,4 +62,4 @@ def run_folder(trainer: L.Trainer) -> RunFolder:
 
 def find(trainer: L.Trainer, kind: type[_C]) -> _C:
     """The callback of this kind."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
+    return callbacks_of(trainer, kind)[0]

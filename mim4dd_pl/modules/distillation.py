@@ -7,7 +7,6 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from mim4dd_pl.basics.errors import StoredFileError, UserError
 from mim4dd_pl.basics.names import SKIPPED_STEPS
@@ -22,6 +21,7 @@ from mim4dd_pl.modules.clipping import Clip, FixedClip
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.modules.gradients import Gradients, gathered, information_batch, log_values, segment_gradients
+from mim4dd_pl.modules.lightning import datamodule_of, keep_buffers_local
 from mim4dd_pl.modules.optimization import (
     OuterOptimizer,
     Skips,
@@ -155,8 +155,7 @@ class DistillationModule(L.LightningModule):
         empty = torch.empty(segments_per_step, self.network.num_parameters)
         self.register_buffer("segment_start", empty, persistent=False)
         self.register_buffer("segment_target", empty.clone(), persistent=False)
-        # Each process fills them for itself; they would be sent around before every step.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ["segment_start", "segment_target"])
+        keep_buffers_local(self, ["segment_start", "segment_target"])
         self._share = range(segments_per_step)
 
     def check_processes(self, count: int) -> None:
@@ -172,7 +171,7 @@ class DistillationModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Initial pixels: before strategies copy the module to other processes."""
         if stage == "fit":
-            self.attach(cast(ImageDataModule, self.trainer.datamodule))  # type: ignore[attr-defined]
+            self.attach(datamodule_of(self.trainer))
 
     def attach(self, data: ImageDataModule) -> None:
         """Open the experts and set the initial pixels; raises before anything is written if ``data`` does not do."""

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import lightning as L
 import torch
@@ -19,6 +18,7 @@ from mim4dd_pl.engine.compiled import Compile
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.modules.data import ImageDataModule
+from mim4dd_pl.modules.lightning import datamodule_of
 from mim4dd_pl.modules.share import added_up, own_share
 from mim4dd_pl.networks.base import NetworkFactory
 from mim4dd_pl.population.experts import Experts
@@ -160,7 +160,7 @@ class ExpertModule(L.LightningModule):
         self.unused = nn.Parameter(torch.zeros(()))  # DistributedDataParallel takes no module without one
 
     def setup(self, stage: str) -> None:
-        self.attach(cast(ImageDataModule, self.trainer.datamodule))  # type: ignore[attr-defined]
+        self.attach(datamodule_of(self.trainer))
 
     def attach(self, data: ImageDataModule) -> None:
         """Open the folder; raises before anything is written if it holds other experts."""

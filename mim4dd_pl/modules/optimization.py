@@ -10,6 +10,7 @@ from torch import Tensor
 from mim4dd_pl.basics.errors import DivergenceError
 from mim4dd_pl.information.term import InformationTerm
 from mim4dd_pl.modules.gradients import Gradients, learned
+from mim4dd_pl.modules.lightning import step_uncounted
 from mim4dd_pl.objectives.synthetic import SyntheticImages
 
 OuterOptimizer = Literal["sgd", "adam"]
@@ -62,11 +63,11 @@ def set_gradients(
 
 
 def step(optimizers: Any) -> None:
-    """One step of each, counted once: the first through Lightning's wrapper, the others without it."""
+    """One step of each, counted once."""
     first, *others = optimizers if isinstance(optimizers, Sequence) else [optimizers]
     first.step()
     for optimizer in others:
-        optimizer.optimizer.step()
+        step_uncounted(optimizer)
 
 
 def keep_settings(states: Sequence[dict[str, Any]], optimizers: Sequence[torch.optim.Optimizer]) -> None:
