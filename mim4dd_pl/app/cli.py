@@ -7,14 +7,14 @@ With several devices this process starts one for each and only watches over them
 """
 
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -34,7 +34,7 @@ from mim4dd_pl.app.recipes import (
     reason_of,
     settings_of,
 )
-from mim4dd_pl.app.resuming import continue_run, own_folder
+from mim4dd_pl.app.resuming import continue_run
 from mim4dd_pl.app.trainer import Trainer
 from mim4dd_pl.basics.errors import Stopped, StoredFileError, UserError
 from mim4dd_pl.basics.files import check_writable
@@ -51,6 +51,7 @@ from mim4dd_pl.callbacks.progress import StepProgress
 from mim4dd_pl.diagnostics.callback import Diagnostics
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
+from mim4dd_pl.modules.lightning import callbacks_of, ignore_hyper_parameters, leave_signals_alone
 from mim4dd_pl.report.command import report
 from mim4dd_pl.sweep.command import sweep
 
@@ -78,11 +79,24 @@ class KeepRecipe(SaveConfigCallback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Settings and results of a finished run side by side, for TensorBoard's HPARAMS page."""
-        tables = [callback for callback in trainer.callbacks if isinstance(callback, ClosingTable)]  # type: ignore[attr-defined]
-        scores = [score for table in tables for score in table.scores]
+        scores = [score for table in callbacks_of(trainer, ClosingTable) for score in table.scores]
         if stage == "fit" and scores and isinstance(trainer.logger, TensorBoardLogger):
             accuracies = {row_curve(score.network, score.trained_on): score.mean for score in scores}
             trainer.logger.log_hyperparams(self.state_dict(), accuracies)
+
+
+_TRAINER_DEFAULTS = {
+    # Outer steps are the only clock: an endless "epoch", validation every so many steps.
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    # Evaluation trains networks.
+    "inference_mode": False,
+    "use_distributed_sampler": False,
+    "enable_model_summary": False,
+    "devices": 1,  # more need more segments per step: configs/with/ddp.yaml
+    "log_every_n_steps": 10,
+}
 
 
 class DistillationCLI(LightningCLI):
@@ -90,6 +104,7 @@ class DistillationCLI(LightningCLI):
 
     def __init__(self, args: ArgsType, preemption: Preemption) -> None:
         self._preemption = preemption
+        ignore_hyper_parameters(self)
         super().__init__(
             L.LightningModule,
             ImageDataModule,
@@ -108,27 +123,13 @@ class DistillationCLI(LightningCLI):
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            trainer_defaults={
-                # Outer steps are the only clock: an endless "epoch", validation every so many steps.
-                "max_epochs": -1,
-                "check_val_every_n_epoch": None,
-                "num_sanity_val_steps": 0,
-                # Evaluation trains networks.
-                "inference_mode": False,
-                "use_distributed_sampler": False,
-                "enable_model_summary": False,
-                "devices": 1,  # more need more segments per step: configs/with/ddp.yaml
-                "log_every_n_steps": 10,
-            },
+            trainer_defaults=_TRAINER_DEFAULTS,
             args=args,
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        known = LightningCLI.subcommands()
-        # weights_only is always true (AtomicCheckpointIO), so there is nothing to choose.
-        given = {"model", "datamodule"}
-        return {"fit": known["fit"] | {"weights_only"}, "validate": given, "test": given, "check": given}
+        return {command: {"model", "datamodule"} for command in ("fit", "validate", "test", "check")}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="The seed of the run.")
@@ -170,9 +171,6 @@ class DistillationCLI(LightningCLI):
             raise UserError(reason_of(error)) from error
         check_limits(self.config[self.config.subcommand])
 
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: our checkpoints hold no hyper-parameters that could overrule the recipe."""
-
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         torch.set_num_threads(config.threads)
@@ -182,17 +180,21 @@ class DistillationCLI(LightningCLI):
         if self.subcommand in ("fit", "check"):
             check_trainer(config.trainer, distills=config.model.class_path.endswith("DistillationModule"))
         check_strategy(config.trainer)
-        if config.get("ckpt_path") is not None and config.get("distilled") is not None:
+        self._choose_checkpoint(config)
+        if self.subcommand in ("validate", "test"):
+            config.trainer.logger = False  # they print and write nothing
+
+    def _choose_checkpoint(self, config: Namespace) -> None:
+        checkpoint, distilled = config.get("ckpt_path"), config.get("distilled")
+        if checkpoint is not None and distilled is not None:
             raise UserError("--ckpt_path and --distilled both say what to evaluate: leave one of them out.")
-        if config.get("ckpt_path") is not None:
-            continue_run(config, settings_of(self._parser(self.subcommand), config), KeepRecipe.__qualname__)
-        elif self.subcommand in ("validate", "test") and config.distilled is None:
+        if checkpoint is not None:
+            continue_run(config, settings_of(self.parser, self.config), KeepRecipe.__qualname__)
+        elif self.subcommand in ("validate", "test") and distilled is None:
             raise StoredFileError(
                 f"{self.subcommand} needs something to evaluate: add --ckpt_path last or best, a .ckpt file, or "
                 "--distilled with a folder."
             )
-        if self.subcommand in ("validate", "test"):
-            config.trainer.logger = False  # they print and write nothing
 
     def instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -242,45 +244,79 @@ class DistillationCLI(LightningCLI):
             check_writable(Path(logger.save_dir or self.trainer.default_root_dir))
 
     def _check_callbacks(self) -> None:
-        kinds = [type(callback) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
-        if kinds.count(Evaluation) != 1 and (
-            self.subcommand in ("validate", "test") or {Export, ClosingTable, Analysis} & set(kinds)
-        ):
-            raise UserError(f"trainer.callbacks must hold one Evaluation, got {kinds.count(Evaluation)}.")
-        if ClosingTable in kinds and Export not in kinds:
+        evaluations = len(callbacks_of(self.trainer, Evaluation))
+        tables, exports = callbacks_of(self.trainer, ClosingTable), callbacks_of(self.trainer, Export)
+        evaluates = self.subcommand in ("validate", "test") or tables or exports or callbacks_of(self.trainer, Analysis)
+        if evaluates and evaluations != 1:
+            raise UserError(f"trainer.callbacks must hold one Evaluation, got {evaluations}.")
+        if tables and not exports:
             raise UserError("trainer.callbacks: ClosingTable needs Export.")
 
     def _check_images_per_class(self) -> None:
         """As many random real images are drawn to start from, for the closing table and for the baseline."""
-        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        closing = any(isinstance(callback, ClosingTable) for callback in callbacks)
-        baseline = any(isinstance(callback, Diagnostics) and callback.baseline for callback in callbacks)
-        if self.model.init == "real" or closing or baseline:
+        baseline = any(callback.baseline for callback in callbacks_of(self.trainer, Diagnostics))
+        if self.model.init == "real" or callbacks_of(self.trainer, ClosingTable) or baseline:
             self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        given = self._get(self.config_init, "trainer")
-        callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks]
-        added: list[L.Callback] = [] if given.enable_progress_bar is False else [StepProgress()]
-        if any(isinstance(callback, LastCheckpoint) for callback in callbacks):
+        config = self.config_init[self.subcommand]
+        added: list[L.Callback] = [] if config.trainer.enable_progress_bar is False else [StepProgress()]
+        if any(isinstance(callback, LastCheckpoint) for callback in _listed(config.trainer.callbacks)):
             added.append(self._preemption)
-        self.trainer_defaults["callbacks"] = added
-        plugins = given.plugins or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
-        # Lightning's own answer to SIGTERM begins a broadcast, which only the processes that got the signal would join.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        if not self._get(self.config_init, "whole_set"):
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, ClosingTable):
-                    callback.whole_set = None
+        self.trainer_defaults = {**_TRAINER_DEFAULTS, "callbacks": added}
+        plugins = [*_listed(config.trainer.plugins), AtomicCheckpointIO()]
+        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        leave_signals_alone(trainer)
+        if not config.whole_set:
+            for table in callbacks_of(trainer, ClosingTable):
+                table.whole_set = None
         return trainer
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        writes = self.trainer.loggers or isinstance(self.model, DistillationModule)  # experts alone may be shared
-        alone = subcommand == "fit" and writes and self.trainer.is_global_zero
-        with own_folder(self.trainer, self._get(self.config, "ckpt_path")) if alone else nullcontext():
-            super()._run_subcommand(subcommand)
+
+def _listed(value: Any) -> list[Any]:
+    """Of a setting that may hold none, one, or a list."""
+    return value if isinstance(value, list) else [value] if value is not None else []
+
+
+def _run(arguments: list[str]) -> int:
+    """One of the Trainer's commands, in this process or in several; returns the exit code."""
+    with answering_signals() as preemption:
+        try:
+            DistillationCLI(arguments, preemption)
+        except Launch as launch:
+            processes = launch.count
+        else:
+            return 0
+        return run_all(arguments, processes)
+
+
+def _disk(error: OSError) -> int:
+    where = f" ({error.filename})" if error.filename else ""
+    remedy = "Free space, or choose a folder that can be read and written."
+    return fail(f"{error.strerror or error}{where}. {remedy}", StoredFileError.exit_code)
+
+
+def _interrupted() -> int:
+    print("mim4dd: interrupted", file=sys.stderr)
+    return 130
+
+
+_OUT_OF_MEMORY = (
+    "The device is out of memory. Lower model.objective.synthetic_batch_size, model.objective.unroll_steps or "
+    "model.segments_per_step, and go on with --ckpt_path last --allow_changes model.objective,model.segments_per_step."
+)
+
+_ENDS: list[tuple[type[BaseException], Callable[[Any], int | None]]] = [
+    (UserError, lambda error: fail(str(error), error.exit_code)),
+    (MisconfigurationException, lambda error: fail(str(error), UserError.exit_code)),
+    (torch.OutOfMemoryError, lambda _: fail(_OUT_OF_MEMORY, UserError.exit_code)),
+    (BrokenPipeError, lambda _: unheard()),
+    (OSError, _disk),
+    (Stopped, lambda error: stopped(error.number)),
+    (KeyboardInterrupt, lambda _: _interrupted()),
+    (RuntimeError, parted),
+]
+"""What may end a run, the first that fits: says it in one line, returns the exit code; None keeps the traceback."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -300,38 +336,9 @@ def main(args: Sequence[str] | None = None) -> int:
             return sweep(arguments[1:])
         if arguments[:1] == ["report"]:
             return report(arguments[1:])
-        with answering_signals() as preemption:
-            DistillationCLI(arguments, preemption)
-    except Launch as launch:
-        several = launch
-    except UserError as error:
-        return fail(str(error), error.exit_code)
-    except MisconfigurationException as error:
-        return fail(str(error), UserError.exit_code)
-    except torch.OutOfMemoryError:
-        return fail(
-            "The device is out of memory. Lower model.objective.synthetic_batch_size, model.objective.unroll_steps or "
-            "model.segments_per_step, and go on with --ckpt_path last --allow_changes "
-            "model.objective,model.segments_per_step.",
-            UserError.exit_code,
-        )
-    except BrokenPipeError:
-        return unheard()
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        return fail(
-            f"{error.strerror or error}{where}. Free space, or choose a folder that can be read and written.",
-            StoredFileError.exit_code,
-        )
-    except Stopped as error:
-        return stopped(error.number)
-    except KeyboardInterrupt:
-        print("mim4dd: interrupted", file=sys.stderr)
-        return 130
-    except RuntimeError as error:
-        if (code := parted(error)) is None:
+        return _run(arguments)
+    except BaseException as error:
+        say = next((say for kind, say in _ENDS if isinstance(error, kind)), None)
+        if say is None or (code := say(error)) is None:
             raise
         return code
-    else:
-        return 0
-    return run_all(arguments, several)

@@ -1,36 +1,36 @@
 """Several processes as one program: started together, asked to stop together, ended together.
 
 Lightning starts a process per device too, but one of them is then parent of the others, and a death among them ends
-the program with SIGKILL and without a word. Here the parent computes nothing, so it can always answer.
+the program with SIGKILL and without a word. Here the parent computes nothing, so it can always answer, and torch's
+elastic agent, which torchrun is made of, watches over them.
 """
 
+import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import NamedTuple, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SubprocessContext
+from torch.distributed.elastic.utils.distributed import get_free_port
 
-from mim4dd_pl.basics.errors import UserError
-from mim4dd_pl.basics.terminal import fail, stopped
+from mim4dd_pl.basics.errors import Stopped, UserError
+from mim4dd_pl.basics.terminal import PARENT, fail, stopped
 
-GRACE = 10.0
-"""Seconds that processes have to end by themselves when one of them has ended badly."""
+GRACE = 10
+"""Seconds that processes have to end by themselves when they are asked a second time."""
 
 LOST_PEER = 255
 """Exit code of a process that another one has left, which tells nothing of the reason."""
 
 _LOST = "Another process of the run has ended."
 _GONE = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe")
-_PARENT = "MIM4DD_PARENT"
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_FOLLOWS = (LOST_PEER, 128 + signal.SIGTERM, -signal.SIGTERM)
+"""How a process ends because another one has."""
 
 
 class Launch(Exception):
@@ -43,11 +43,6 @@ class Launch(Exception):
     def __init__(self, count: int) -> None:
         super().__init__(count)
         self.count = count
-
-
-class _Ended(NamedTuple):
-    process: int
-    code: int
 
 
 def check_started(asked: int) -> None:
@@ -69,112 +64,80 @@ def check_started(asked: int) -> None:
         )
 
 
-def run_all(arguments: Sequence[str], launch: Launch) -> int:
-    """Run the program with ``arguments`` in each process, and forward signals to them.
+def run_all(arguments: Sequence[str], count: int) -> int:
+    """Run the program with ``arguments`` in each of ``count`` processes on this node.
+
+    A signal, which reaches this process as :class:`~mim4dd_pl.basics.errors.Stopped`, is passed on to all of them. The
+    first is waited for, as they finish their step; after a second one they have GRACE seconds left, after a third none.
 
     Returns:
         0, or the exit code of the process that failed first, the others being ended too; of one that was killed by
         signal n, 128 + n.
     """
-    processes: list[subprocess.Popen[bytes]] = []
-    with _signals() as received:
-        try:
-            for environment in _environments(launch.count):
-                command = [sys.executable, "-m", "mim4dd_pl", *arguments]
-                # A session of its own: Ctrl-C is this process's, which passes it on once.
-                processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
-            failed = _wait(processes, received)
-        finally:
-            for process in processes:
-                process.kill()
-            for process in processes:
-                process.wait()
-    if failed is None:
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # one line is ours
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # their handlers are ours
+    program = dict.fromkeys(range(count), ("-m", "mim4dd_pl", *arguments))
+    silent = DefaultLogsSpecs(os.devnull)
+    processes = SubprocessContext("mim4dd", sys.executable, program, _environments(count), silent)
+    asked, ended = list[int](), None
+    try:
+        processes.start()
+        while ended is None:
+            try:
+                if asked:
+                    patience = (sys.maxsize, GRACE, 0)[min(len(asked), 3) - 1]
+                    processes.close(signal.Signals(asked[-1]), patience)
+                ended = processes.wait(period=0.05)  # ends all by SIGTERM when one has failed
+            except Stopped as stop:
+                asked.append(stop.number)
+    finally:
+        processes.close(signal.SIGKILL)
+    return _say_why({number: failure.exitcode for number, failure in ended.failures.items()}, asked)
+
+
+def _say_why(failed: dict[int, int], asked: Sequence[int]) -> int:
+    """Say in one line what no process could; returns the exit code of the run.
+
+    Args:
+        failed: Exit code of each process that failed, in this order; -n of one that was killed by signal n.
+        asked: Signals that this process has passed on.
+    """
+    if not failed:
         return 0
-    if failed.code == LOST_PEER:
+    causes = [process for process, code in failed.items() if code not in _FOLLOWS] or list(failed)
+    process = min(causes, key=lambda process: failed[process] > 0)  # one that was killed takes others with it
+    code = failed[process]
+    if code > 0 and code not in (*_FOLLOWS, 130):
+        return code  # the process has said why
+    number = -code if code < 0 else code - 128
+    if asked and (code > 0 or number in asked or len(asked) > 1):
+        return stopped(asked[-1])
+    if code == LOST_PEER:
         return fail(_LOST, LOST_PEER)
-    if failed.code > 0:
-        return failed.code
-    number = -failed.code
-    if number in received:  # before it was ready to answer, or once too often
+    if number in (signal.SIGINT, signal.SIGTERM):
         return stopped(number)
     remedy = "a run that has a checkpoint goes on with --ckpt_path last"
-    fail(f"Process {failed.process} was killed by {signal.Signals(number).name}; {remedy}.", LOST_PEER)
+    fail(f"Process {process} was killed by {signal.Signals(number).name}; {remedy}.", LOST_PEER)
     return 128 + number
 
 
-def _wait(processes: Sequence["subprocess.Popen[bytes]"], received: list[int]) -> _Ended | None:
-    """Wait for all; tells of the one that failed first, and has others fail.
-
-    Once one has failed, or a second signal asks them to stop, they have GRACE seconds left; a third leaves them none.
-    """
-    forwarded, causes, deadline = 0, list[_Ended](), float("inf")
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        for number in received[forwarded:]:
-            forwarded += 1
-            for process in processes:
-                process.send_signal(number)
-            if forwarded > 1:
-                deadline = time.monotonic() + (GRACE if forwarded == 2 else 0)
-        time.sleep(0.05)
-        if failed := _failed(processes):
-            deadline = min(deadline, time.monotonic() + GRACE)
-            causes = causes or [ended for ended in failed if ended.code != LOST_PEER]
-    if failed := causes or _failed(processes):
-        return min(failed, key=lambda ended: ended.code)  # one that was killed takes others with it: below zero first
-    unwilling = [_Ended(number, -received[-1]) for number, process in enumerate(processes) if process.poll() is None]
-    return next(iter(unwilling), None)
-
-
-def _failed(processes: Sequence["subprocess.Popen[bytes]"]) -> list[_Ended]:
-    return [_Ended(number, code) for number, process in enumerate(processes) if (code := process.poll())]
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The numbers of the signals that this process receives while the block runs, in their order."""
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.getsignal(number) for number in _FORWARDED}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _environments(count: int) -> Iterator[dict[str, str]]:
+def _environments(count: int) -> dict[int, dict[str, str]]:
     """What tells each process who it is, as torchrun would."""
     common = {
-        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)),
-        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // count)),
         # Whatever a cluster says of them, nobody else is to join.
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(get_free_port()),
         "WORLD_SIZE": str(count),
         "NODE_RANK": "0",
-        _PARENT: str(os.getpid()),
+        PARENT: str(os.getpid()),
     }
-    for number in range(count):
-        yield {**common, "LOCAL_RANK": str(number), "RANK": str(number)}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return {number: {**common, "LOCAL_RANK": str(number), "RANK": str(number)} for number in range(count)}
 
 
 def end_with_parent() -> None:
     """In a process of :func:`run_all`: end when the parent is gone, whatever it died of."""
-    parent = int(os.environ.get(_PARENT, 0))
+    parent = int(os.environ.get(PARENT, 0))
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -194,7 +157,7 @@ def parted(error: RuntimeError) -> int | None:
     if not isinstance(error, torch.distributed.DistError) and "gloo" not in reason:  # which has no class for it
         return None
     if any(word in reason for word in _GONE):
-        return LOST_PEER if _PARENT in os.environ else fail(_LOST, LOST_PEER)
+        return LOST_PEER if PARENT in os.environ else fail(_LOST, LOST_PEER)
     if "timed out" in reason.lower():
         remedy = "see what the others do, or give them more time in trainer.strategy.timeout (docs/cluster.md)"
         return fail(f"Another process has not answered: {remedy}. {reason}", UserError.exit_code)

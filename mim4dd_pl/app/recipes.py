@@ -145,7 +145,7 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     Where files lie is no part of it: a run may go on on another machine.
     """
     content = yaml.safe_load(parser.dump(config, skip_none=False))
-
+    content = content.get(config.get("subcommand"), content)
     settings = {"seed_everything": content["seed_everything"]}
     settings.update(dotted({"data": content["data"], "model": content["model"]}))
     places = ("root", "path", "download", "cache")

@@ -1,5 +1,6 @@
 """Lightning's Trainer with the commands of the program: ``check``, and what ``validate`` and ``test`` evaluate."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,6 +8,7 @@ import lightning as L
 
 from mim4dd_pl.analysis.callback import Analysis
 from mim4dd_pl.app.estimate import estimate, show
+from mim4dd_pl.app.resuming import own_folder
 from mim4dd_pl.basics.errors import UserError
 from mim4dd_pl.basics.files import check_room
 from mim4dd_pl.basics.runs import RunFolder
@@ -17,12 +19,27 @@ from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.modules.experts import ExpertModule
+from mim4dd_pl.modules.lightning import callbacks_of
 from mim4dd_pl.networks.base import NetworkFactory
 from mim4dd_pl.stored.foreign import read_set
 
 
 class Trainer(L.Trainer):
     """Each public method is a command, each of its arguments an option."""
+
+    def fit(  # type: ignore[override]
+        self, model: L.LightningModule, datamodule: ImageDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Runs the full optimization routine.
+
+        Args:
+            model: Of the recipe.
+            datamodule: Of the recipe.
+            ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, from which the run resumes.
+        """
+        writes = self.loggers or isinstance(model, DistillationModule)  # experts alone may be shared
+        with own_folder(self, ckpt_path) if writes and self.is_global_zero else nullcontext():
+            super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
     def check(self, model: L.LightningModule, datamodule: ImageDataModule, compiled: bool = False) -> None:
         """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images.
@@ -78,8 +95,7 @@ class Trainer(L.Trainer):
             across: Other networks to train on the set as well.
             results: A folder for results.json and results.csv, and for what Analysis finds.
         """
-        tables = [callback for callback in self.callbacks if isinstance(callback, ClosingTable)]  # type: ignore[attr-defined]
-        if not tables and (across or results):
+        if not callbacks_of(self, ClosingTable) and (across or results):
             raise UserError("across and results speak of the closing table: add ClosingTable to trainer.callbacks.")
         evaluation = self._use(datamodule, distilled)
         shape, classes = datamodule.image_shape, datamodule.num_classes
@@ -87,9 +103,9 @@ class Trainer(L.Trainer):
             evaluation.across = [FlatNetwork(factory, shape, classes) for factory in across or ()]
         except ValueError as error:
             raise UserError(f"across: {error}") from error
-        for callback in self.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Analysis | ClosingTable):
-                callback.results = None if results is None else RunFolder(Path(results))
+        writers: list[Analysis | ClosingTable] = [*callbacks_of(self, Analysis), *callbacks_of(self, ClosingTable)]
+        for callback in writers:
+            callback.results = None if results is None else RunFolder(Path(results))
         return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     def _use(self, data: ImageDataModule, folder: str | None) -> Evaluation:

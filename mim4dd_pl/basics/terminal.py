@@ -29,6 +29,10 @@ class _Printed(logging.Handler):
         print(self.format(record), flush=True)
 
 
+PARENT = "MIM4DD_PARENT"
+"""Environment variable with the process that has started this one, and says for all of them why they end."""
+
+
 def process() -> int:
     """The number of this process among those of a run, as torchrun, SLURM or this program counts them."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
@@ -65,7 +69,7 @@ def unheard() -> int:
 def stopped(number: int) -> int:
     """Say that signal ``number`` has ended the program; returns the exit code."""
     word, code = ("interrupted", 130) if number == signal.SIGINT else ("terminated", 143)
-    if process() == 0:
+    if process() == 0 and PARENT not in os.environ:
         print(f"mim4dd: {word}; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
     return code
 

@@ -1,102 +1,128 @@
 """The parent of several processes, and how each of them ends; here the program is a few lines."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from mim4dd_pl.app import processes
-from mim4dd_pl.app.processes import LOST_PEER, Launch, _Ended, _wait, check_started, parted, run_all
+from mim4dd_pl.app.processes import LOST_PEER, check_started, parted, run_all
 from mim4dd_pl.basics.errors import UserError
+from mim4dd_pl.callbacks.preemption import answering_signals
+from tests.conftest import CONFIGS, ROOT
 
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+Watched = Callable[..., tuple[int, str]]
 
+ENDED = "mim4dd: error: Another process of the run has ended.\n"
+KILLED = "mim4dd: error: Process {} was killed by SIGKILL; a run that has a checkpoint goes on with --ckpt_path last.\n"
+STOPPED = "mim4dd: {}; a run that has a checkpoint goes on with --ckpt_path last\n"
 
-@pytest.fixture
-def spawned() -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Processes that do not outlive the test."""
-    started: list[subprocess.Popen[bytes]] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def spawn(spawned: list["subprocess.Popen[bytes]"], code: str) -> "subprocess.Popen[bytes]":
-    spawned.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE))
-    return spawned[-1]
+# Programs of a process; each begins when all of them have come as far.
+BEGIN = """
+pathlib.Path(os.environ["RANK"]).touch()
+while not all(pathlib.Path(str(number)).exists() for number in range(int(os.environ["WORLD_SIZE"]))):
+    time.sleep(0.01)
+"""
+WAITING = BEGIN + "time.sleep(60)"
+DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" + WAITING
 
 
 def leaving(code: int, seconds: float = 0) -> str:
-    return f"import os, time; time.sleep({seconds}); os._exit({code})"
+    """Of its own accord, whatever it hears."""
+    return f"signal.signal(signal.SIGTERM, signal.SIG_IGN){BEGIN}time.sleep({seconds}); os._exit({code})"
 
 
-def test_the_cause_is_told_and_not_what_it_led_to(spawned: list[Any]) -> None:
-    programs = [leaving(LOST_PEER), leaving(4, 1), leaving(2, 2)]
-    assert _wait([spawn(spawned, program) for program in programs], []) == _Ended(1, 4)
+def answering(code: int) -> str:
+    """When it is asked to."""
+    return f"[signal.signal(number, lambda *_: os._exit({code})) for number in (2, 10, 15)]{WAITING}"
 
 
-def test_who_does_not_end_with_the_others_is_left_to_be_killed(
-    spawned: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "GRACE", 0.5)
-    assert _wait([spawn(spawned, STUBBORN), spawn(spawned, leaving(3))], []) == _Ended(1, 3)
+def killed(number: int) -> str:
+    return f"{BEGIN}os.kill(os.getpid(), {number})"
 
 
-def test_where_all_have_lost_each_other_that_is_told(spawned: list[Any]) -> None:
-    assert _wait([spawn(spawned, leaving(LOST_PEER)) for _ in range(2)], []) == _Ended(0, LOST_PEER)
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Watched:
+    """Runs programs as the processes of one run; returns its exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
 
+    def watch(programs: list[str], signals: tuple[int, ...] = ()) -> tuple[int, str]:
+        (tmp_path / "mim4dd_pl.py").write_text(
+            f"import os, pathlib, signal, time\nexec({programs!r}[int(os.environ['RANK'])])"
+        )
+        ready = [tmp_path / str(number) for number in range(len(programs))]
 
-@pytest.mark.parametrize(("times", "seconds"), [(2, 1.0), (3, 0.0)], ids=["twice", "three times"])
-def test_who_is_asked_repeatedly_is_waited_for_no_longer(
-    times: int, seconds: float, spawned: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "GRACE", 1.0)
-    stubborn = spawn(spawned, STUBBORN)
-    assert stubborn.stdout is not None
-    stubborn.stdout.readline()  # it hears no SIGTERM from now on
-    begun = time.monotonic()
-    assert _wait([stubborn], [signal.SIGTERM] * times) == _Ended(0, -signal.SIGTERM)
-    assert seconds <= time.monotonic() - begun < seconds + 0.9
-    assert stubborn.poll() is None  # run_all kills it
+        def ask() -> None:
+            while not all(path.exists() for path in ready):
+                time.sleep(0.05)
+            for number in signals:
+                os.kill(os.getpid(), number)
+                time.sleep(0.3)
+
+        asker = threading.Thread(target=ask)
+        if signals:
+            asker.start()
+        with answering_signals():
+            code = run_all([], len(programs))
+        if signals:
+            asker.join()
+        return code, capfd.readouterr().err
+
+    return watch
 
 
 @pytest.mark.parametrize(
-    ("ended", "code", "message"),
+    ("programs", "code", "said"),
     [
-        (None, 0, ""),
-        (_Ended(1, 3), 3, ""),
-        (_Ended(1, LOST_PEER), LOST_PEER, "mim4dd: error: Another process of the run has ended.\n"),
-        (_Ended(1, -9), 137, "mim4dd: error: Process 1 was killed by SIGKILL; a run that has a checkpoint goes on"),
+        ([leaving(0), leaving(0, 1)], 0, ""),
+        ([leaving(LOST_PEER), leaving(4, 1), leaving(2, 2)], 4, ""),
+        ([leaving(2, 1), killed(signal.SIGKILL)], 137, KILLED.format(1)),
+        ([leaving(LOST_PEER), leaving(LOST_PEER)], LOST_PEER, ENDED),
+        ([leaving(143, 1), answering(143)], 143, STOPPED.format("terminated")),  # one of them was asked, by others
+        ([leaving(3), WAITING], 3, ""),
     ],
+    ids=["done", "a cause before what it led to", "a kill", "lost each other", "stopped", "waiting"],
 )
-def test_the_parent_says_what_no_process_could(
-    ended: _Ended | None, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_end_of_one_process_ends_all_and_is_told_in_one_line(
+    programs: list[str], code: int, said: str, watched: Watched
 ) -> None:
-    monkeypatch.setattr(processes, "_environments", lambda count: ())
-    monkeypatch.setattr(processes, "_wait", lambda *_: ended)
-    assert run_all([], Launch(2)) == code
-    assert capsys.readouterr().err.startswith(message) if message else not capsys.readouterr().err
+    assert watched(programs) == (code, said)
 
 
-def test_the_parent_says_that_it_was_asked_to_stop(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("programs", "signals", "code", "said"),
+    [
+        ([answering(143)] * 2, (signal.SIGTERM,), 143, STOPPED.format("terminated")),
+        ([answering(130)] * 2, (signal.SIGINT,), 130, STOPPED.format("interrupted")),
+        ([answering(143)] * 2, (signal.SIGUSR1,), 143, STOPPED.format("terminated")),
+        ([answering(0)] * 2, (signal.SIGTERM,), 0, ""),  # the last step was made
+        ([answering(4), answering(143)], (signal.SIGTERM,), 4, ""),  # no room for the checkpoint
+        ([WAITING] * 2, (signal.SIGTERM,), 143, STOPPED.format("terminated")),
+        ([DEAF] * 2, (signal.SIGTERM,) * 2, 143, STOPPED.format("terminated")),
+        ([DEAF] * 2, (signal.SIGTERM,) * 3, 143, STOPPED.format("terminated")),
+    ],
+    ids=["terminated", "interrupted", "warned", "done", "failed", "not ready", "twice", "three times"],
+)
+def test_a_signal_is_passed_on_and_what_came_of_it_is_told_in_one_line(
+    programs: list[str],
+    signals: tuple[int, ...],
+    code: int,
+    said: str,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def asked(started: object, received: list[int]) -> _Ended:
-        received.append(signal.SIGINT)
-        return _Ended(0, -signal.SIGINT)
-
-    monkeypatch.setattr(processes, "_environments", lambda count: ())
-    monkeypatch.setattr(processes, "_wait", asked)
-    assert run_all([], Launch(2)) == 130
-    assert capsys.readouterr().err.startswith("mim4dd: interrupted; a run that has a checkpoint goes on")
+    monkeypatch.setattr(processes, "GRACE", 2 if len(signals) == 2 else 100)
+    begun = time.monotonic()
+    assert watched(programs, signals) == (code, said)
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize(
@@ -192,3 +218,32 @@ def test_a_traceback_ends_a_process_with_1() -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert ended.stderr.endswith("KeyError: 'a bug of ours'\n")
+
+
+NETWORK = """
+from mim4dd_pl.networks.convnet import ConvNet
+
+
+class MyNetwork(ConvNet):
+    pass
+"""
+
+
+def test_a_class_in_the_working_folder_is_found_and_no_library_is_hidden_by_a_file_there(tmp_path: Path) -> None:
+    """Of the console script, which lies in another folder."""
+    here, script = tmp_path / "here", tmp_path / "bin/mim4dd"
+    for folder in (here, script.parent):
+        folder.mkdir()
+    script.write_text("from mim4dd_pl.__main__ import run; run()")
+    (here / "my_file.py").write_text(NETWORK)
+    for name in ("yaml", "lightning", "traceback"):
+        (here / f"{name}.py").write_text("raise ImportError('of the working folder')")
+    (here / "my.yaml").write_text("model: {init_args: {network: {class_path: my_file.MyNetwork}}}")
+    recipes = ["-c", str(CONFIGS / "experts/digits.yaml"), "-c", "my.yaml"]
+    settings = ["--model.experts.num_experts=1", "--model.experts.training.epochs=1", "--trainer.accelerator=cpu"]
+    program = [sys.executable, str(script), "fit", *recipes, *settings]
+    ended = subprocess.run(
+        program, cwd=here, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "MyNetwork" in (here / "checkpoints/experts/digits/manifest.json").read_text()

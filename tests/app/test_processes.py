@@ -148,7 +148,7 @@ def test_nodes_without_a_launcher_are_refused(tmp_path: Path, capsys: pytest.Cap
 def test_processes_meet_where_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MASTER_ADDR", "elsewhere"), ("MASTER_PORT", "29500"), ("NODE_RANK", "1")):
         monkeypatch.setenv(name, value)  # a cluster's, of another job
-    first, second = _environments(2)
+    first, second = _environments(2).values()
     assert (first["RANK"], second["RANK"], second["WORLD_SIZE"], second["NODE_RANK"]) == ("0", "1", "2", "0")
     assert first["MASTER_ADDR"] == second["MASTER_ADDR"] == "127.0.0.1"
     assert first["MASTER_PORT"] == second["MASTER_PORT"] != "29500"
