@@ -132,7 +132,8 @@ def test_terminated_processes_keep_their_step_and_go_on_as_if_nothing_had_been(a
 
 @pytest.mark.slow
 def test_processes_end_when_their_parent_is_killed(folder: Path) -> None:
-    ended = run([*command("fit", folder, 2), "--trainer.max_steps=4000", "--model.compile=false", *killed_at(3, signal.SIGKILL, parent=True)])
+    endless = ["--trainer.max_steps=4000", "--model.compile=false"]
+    ended = run([*command("fit", folder, 2), *endless, *killed_at(3, signal.SIGKILL, parent=True)])
     assert ended.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 20
     while left_over(folder) and time.monotonic() < deadline:
