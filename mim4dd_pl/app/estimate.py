@@ -28,8 +28,8 @@ from mim4dd_pl.engine.compiled import CompiledDerivatives
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.modules.experts import ExpertModule
-from mim4dd_pl.population.evaluator import Evaluator
 from mim4dd_pl.modules.lightning import callbacks_of
+from mim4dd_pl.population.evaluator import Evaluator
 from mim4dd_pl.population.training import Training, at_once
 
 _SPARE = 0.01  # GiB beside a run's images and states: curves, pictures, tables
