@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mim4dd_pl.app.distill import distill
     from mim4dd_pl.basics.randomness import Stream
     from mim4dd_pl.data.augment import DSA
     from mim4dd_pl.engine.flat import FlatNetwork
@@ -34,6 +35,7 @@ _HOMES = {
     "Stream": "basics.randomness",
     "SyntheticImages": "objectives.synthetic",
     "TrajectoryStore": "stored.trajectories",
+    "distill": "app.distill",
     "evaluate": "population.evaluate",
 }
 """The file of each public name: torch takes seconds to import, in which the program must answer Ctrl-C."""
@@ -51,6 +53,7 @@ __all__ = [
     "SyntheticImages",
     "TrajectoryStore",
     "__version__",
+    "distill",
     "evaluate",
 ]
 

@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from mim4dd_pl.analysis.callback import Analysis
 from mim4dd_pl.app.keys import in_keys
+from mim4dd_pl.app.named import with_paths
 from mim4dd_pl.app.processes import Launch, check_started, end_with_parent, parted, run_all
 from mim4dd_pl.app.recipes import (
     check_keys,
@@ -330,8 +331,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     quiet()
     end_with_parent()
-    arguments = list(sys.argv[1:] if args is None else args)
     try:
+        arguments = with_paths(sys.argv[1:] if args is None else args)
         if arguments[:1] == ["sweep"]:
             return sweep(arguments[1:])
         if arguments[:1] == ["report"]:

@@ -4,7 +4,7 @@ import inspect
 import os
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,16 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     settings = {"seed_everything": content["seed_everything"]}
     settings.update(dotted({"data": content["data"], "model": content["model"]}))
     places = ("root", "path", "download", "cache")
-    return {key: value for key, value in settings.items() if value is not None and key.rpartition(".")[2] not in places}
+    known = {key: value for key, value in settings.items() if value is not None}
+    return short_classes({key: value for key, value in known.items() if key.rpartition(".")[2] not in places})
+
+
+def short_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings with our own classes by their names alone: the files that they lie in may change."""
+    return {
+        key: value.rpartition(".")[2] if key.endswith("class_path") and value.startswith("mim4dd_pl.") else value
+        for key, value in settings.items()
+    }
 
 
 def check_keys(recipe: Path) -> None:

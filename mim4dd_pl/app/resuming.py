@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 
+from mim4dd_pl.app.recipes import short_classes
 from mim4dd_pl.basics.errors import StoredFileError, UserError
 from mim4dd_pl.basics.files import locked
 from mim4dd_pl.basics.runs import RunFolder
@@ -56,6 +57,7 @@ def difference(
     kept = checkpoint.get("callbacks", {}).get(keeper) if isinstance(checkpoint, dict) else None
     if kept is None or not {"state_dict", "optimizer_states", "loops", "global_step"} <= checkpoint.keys():
         return "is no checkpoint of `mim4dd fit`"
+    kept = short_classes(kept)
     for key in sorted(kept.keys() | settings.keys()):
         then, now, name = kept.get(key, "none"), settings.get(key, "none"), key.replace(".init_args", "")
         if then != now and not _named(name, changes):

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -73,7 +74,9 @@ class Preemption(Checkpoint):
 def answering_signals() -> Iterator[Preemption]:
     """A callback that receives this process's signals while the block runs."""
     preemption = Preemption()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    # Only the main thread may set handlers: elsewhere, as in a server, signals stay the caller's.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if current_thread() is main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as a shell has it for a job in the background
             signal.signal(number, preemption.receive)

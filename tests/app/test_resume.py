@@ -15,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mim4dd_pl import DistilledDataset
 from mim4dd_pl.app.cli import main
+from mim4dd_pl.app.recipes import short_classes
+from mim4dd_pl.app.resuming import difference
 from mim4dd_pl.basics.files import sha256
 from tests.conftest import CONFIGS, ROOT
 
@@ -192,10 +194,7 @@ def test_finished_experts_are_not_trained_again(
     [
         ("--model.init_args.lr_images=0.5", "model.lr_images 10.0, this recipe has 0.5"),
         ("--model.init_args.images_per_class=2", "model.images_per_class 1, this recipe has 2"),
-        (
-            "--model.information=null",
-            "model.information.class_path mim4dd_pl.information.term.InformationTerm, this recipe has none",
-        ),
+        ("--model.information=null", "model.information.class_path InformationTerm, this recipe has none"),
         ("--seed_everything=7", "seed_everything 0, this recipe has 7"),
         ("--data.validation_fraction=0.2", "data.validation_fraction 0.1, this recipe has 0.2"),
     ],
@@ -273,3 +272,11 @@ def test_last_is_the_newest_run_of_this_recipe(finished: Path, tmp_path: Path) -
     assert (runs / "version_1/checkpoints/last.ckpt").read_bytes() == other
     assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1", "version_2", "version_7_old"]
     assert not list((runs / "version_2").iterdir())
+
+
+def test_a_class_is_the_same_wherever_its_file_lies() -> None:
+    """Checkpoints of version 0.1.0 hold paths of files that have moved."""
+    state = dict.fromkeys(("state_dict", "optimizer_states", "loops", "global_step"))
+    kept = {"model.information.class_path": "mim4dd_pl.information.InformationTerm", "model.network": "mine.Network"}
+    now = short_classes({"model.information.class_path": "mim4dd_pl.InformationTerm", "model.network": "mine.Network"})
+    assert difference({**state, "callbacks": {"keeper": kept}}, now, "keeper") is None
