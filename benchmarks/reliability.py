@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import rig
-from benchmarks.victims import EVERY, Run, open_store, same
+from benchmarks.victims import EVERY, Run, same
 from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
@@ -110,7 +110,7 @@ def flips(times: int, chance: random.Random, folder: Path) -> Counter[str]:
     run = Run(folder / "flipped")
     run.begin().join()
     distilled = RunFolder.of_checkpoint(run.checkpoint).distilled("best")
-    spec = open_store(run.folder / "experts").spec
+    spec = TrajectoryStore.open(run.folder / "experts").spec
 
     def experts() -> object:
         store = TrajectoryStore(run.folder / "experts", spec)

@@ -17,7 +17,7 @@ from mim4dd_pl.basics.files import readable, sha256
 from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from mim4dd_pl.stored.artefact import read_distilled
-from mim4dd_pl.stored.trajectories import TrajectorySpec, TrajectoryStore
+from mim4dd_pl.stored.trajectories import TrajectoryStore
 
 EVERY, STEPS = 3, 24
 _CONTEXT = multiprocessing.get_context("fork")  # a run starts in no time, its libraries being there
@@ -102,7 +102,7 @@ class Run:
         """
         self.kept()
         if (self.folder / "experts/manifest.json").exists():
-            open_store(self.folder / "experts")
+            TrajectoryStore.open(self.folder / "experts")
         for run in RunFolder.versions(self.folder / "digits"):
             for folder in map(run.distilled, ("best", "last")):
                 if readable(folder).exists():
@@ -122,12 +122,6 @@ def _fit(arguments: list[str], log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.exit(mim4dd(arguments))
-
-
-def open_store(folder: Path) -> TrajectoryStore:
-    """The experts of a folder, whatever they are."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return TrajectoryStore(folder, TrajectorySpec(**{key: manifest[key] for key in TrajectorySpec.__annotations__}))
 
 
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mim4dd_pl.basics.identity import Identity, identity
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network, NetworkFactory
@@ -62,6 +63,11 @@ class FlatNetwork:
     def name(self) -> str:
         """Class and settings of the architecture, e.g. ``ConvNet(depth=3, width=128, ...)``."""
         return f"{type(self._network).__name__}({self._network.extra_repr()})"
+
+    @property
+    def identity(self) -> Identity:
+        """The same as plain data, by which stored trajectories recognise the architecture."""
+        return identity(self._network, self._network.settings())
 
     @torch.no_grad()
     def _measure_mixing(self) -> bool:

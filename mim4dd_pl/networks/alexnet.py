@@ -47,9 +47,6 @@ class AlexNet(Network):
         self.pool = nn.AdaptiveAvgPool2d((height, width_out))
         self.classifier = nn.Linear(half * height * width_out, num_classes)
 
-    def extra_repr(self) -> str:
-        return f"width={self.width}"
-
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
         return outputs(self.blocks, images)
 

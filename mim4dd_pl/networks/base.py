@@ -2,19 +2,28 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.identity import settings_of, words
 from mim4dd_pl.basics.shapes import ImageShape
 
 
 class Network(nn.Module, ABC):
     """A classifier of images that can show one feature map per block.
 
-    Subclasses are built as ``Class(image_shape, num_classes, **settings)`` and name their settings in ``extra_repr``,
-    which is how stored trajectories recognise them. They hold parameters and no buffers:
-    those of a batch norm stay empty.
+    Subclasses are built as ``Class(image_shape, num_classes, **settings)`` and keep each setting as an attribute of the
+    same name, which is how stored trajectories recognise them. They hold parameters and no buffers: those of a batch
+    norm stay empty.
     """
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the constructor after ``num_classes``, by name."""
+        return settings_of(self, after=2)
+
+    def extra_repr(self) -> str:
+        return words(self.settings())
 
     @abstractmethod
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:

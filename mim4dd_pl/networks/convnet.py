@@ -53,9 +53,7 @@ class ConvNet(Network):
             depth = max(1, min(height, width_in).bit_length() - 3)
         check_positive(depth=depth)
         check_width(norm, width)
-        self._settings = f"depth={depth}, width={width}, norm={norm}, pooling={pooling}"
-        if activation != "relu":  # not named, so that experts stored before there was a choice stay readable
-            self._settings += f", activation={activation}"
+        self.depth, self.width, self.norm, self.pooling, self.activation = depth, width, norm, pooling, activation
         blocks = []
         for k in range(depth):
             blocks.append(
@@ -75,9 +73,6 @@ class ConvNet(Network):
             )
         self.blocks = nn.ModuleList(blocks)
         self.classifier = nn.Linear(width * height * width_in, num_classes)
-
-    def extra_repr(self) -> str:
-        return self._settings
 
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
         return outputs(self.blocks, images)

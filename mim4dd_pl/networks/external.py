@@ -48,7 +48,7 @@ class External(Network):
     ) -> None:
         super().__init__()
         settings = dict(settings or {})
-        self._settings = f"model={model}, layers={list(layers)}, settings={settings}"
+        self._settings = {"model": model, "layers": list(layers), "settings": settings}
         self._layers = tuple(layers)
         self._repeats = 3 if image_shape[0] == 1 else 1
         if fetched := {"weights", "pretrained"} & {name for name, value in settings.items() if value}:
@@ -72,7 +72,7 @@ class External(Network):
             )
         self._try(image_shape, num_classes)
 
-    def extra_repr(self) -> str:
+    def settings(self) -> dict[str, Any]:
         return self._settings
 
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -51,7 +51,7 @@ class ResNet18(Network):
         super().__init__()
         check_size("ResNet18", image_shape, 2)
         check_width(norm, width)
-        self._settings = f"width={width}, norm={norm}"
+        self.width, self.norm = width, norm
         self.stem = nn.Sequential(
             nn.Conv2d(image_shape[0], width, 3, padding=1, bias=False), norm_layer(norm, width), nn.ReLU()
         )
@@ -68,9 +68,6 @@ class ResNet18(Network):
             channels, side = factor * width, -(-side // stride)
         self.blocks = nn.ModuleList(stages)
         self.classifier = nn.Linear(channels, num_classes)
-
-    def extra_repr(self) -> str:
-        return self._settings
 
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
         """One map per stage."""

@@ -72,9 +72,6 @@ class MLP(Network):
         )
         self.classifier = nn.Linear(width, num_classes)
 
-    def extra_repr(self) -> str:
-        return f"width={self.width}"
-
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
         """The dense layers as maps of 1x1."""
         return outputs(self.blocks, images)

@@ -34,7 +34,7 @@ class VGG11(Network):
         super().__init__()
         check_size("VGG11", image_shape, 4)
         check_width(norm, width)
-        self._settings = f"width={width}, norm={norm}"
+        self.width, self.norm = width, norm
         channels, more = image_shape[0], more_padding(image_shape)
         # Halvings that the image allows; the last stages have them.
         poolings = (min(image_shape[1:]) + 2 * more).bit_length() - 1
@@ -50,9 +50,6 @@ class VGG11(Network):
             stages.append(nn.Sequential(*layers))
         self.blocks = nn.ModuleList(stages)
         self.classifier = nn.Linear(channels, num_classes)
-
-    def extra_repr(self) -> str:
-        return self._settings
 
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
         return outputs(self.blocks, images)

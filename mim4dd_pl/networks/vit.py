@@ -66,9 +66,9 @@ class ViT(Network):
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
-        self._settings = f"patch={patch}, depth={depth}, dim={dim}, heads={heads}"
+        self.patch, self.depth, self.dim, self.heads = patch, depth, dim, heads
         if min(patch, depth, dim, heads) < 1 or dim % heads:
-            raise ValueError(f"ViT needs positive settings and a dim that heads divides, got {self._settings}.")
+            raise ValueError(f"ViT needs positive settings and a dim that heads divides, got {self.extra_repr()}.")
         if height % patch or width % patch:
             raise ValueError(
                 f"patch must divide the sides of the images, got {patch} for {height}x{width}: set a divisor."
@@ -79,9 +79,6 @@ class ViT(Network):
         self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.classifier = nn.Linear(dim, num_classes)
-
-    def extra_repr(self) -> str:
-        return self._settings
 
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
         """The tokens after each block, as maps (B, dim, height / patch, width / patch)."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mim4dd_pl.basics.errors import check_positive
+from mim4dd_pl.basics.identity import identity
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import Indexable
 from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
@@ -44,9 +45,9 @@ class Experts:
         return TrajectorySpec(
             data_set=data_set,
             data_fingerprint=data_fingerprint,
-            network=network.name,
+            network=network.identity,
             num_parameters=network.num_parameters,
-            training=self.training.recipe,
+            training=identity(self.training),
             epochs=self.training.epochs,
             seed=self.seed,
             storage=self.storage,

@@ -5,12 +5,13 @@ network, so K is 1 there (see :func:`at_once`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mim4dd_pl.basics.errors import check_positive
+from mim4dd_pl.basics.identity import identity, text
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.data.sets import Indexable
@@ -39,7 +40,7 @@ class Training:
     weight_decay: float = 0.0
     decay_at_half: bool = False
     augment: DSA | None = None
-    sharpness_radius: float = field(default=0.0, repr=False)
+    sharpness_radius: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(epochs=self.epochs, batch_size=self.batch_size)
@@ -54,10 +55,8 @@ class Training:
         if not 0 <= self.sharpness_radius < float("inf"):
             raise ValueError(f"sharpness_radius must be at least 0 and finite, got {self.sharpness_radius}.")
 
-    @property
-    def recipe(self) -> str:
-        """In words. Sharpness is named where there is any, so that experts stored before there was stay readable."""
-        return f"{self}, sharpness_radius={self.sharpness_radius}" if self.sharpness_radius else repr(self)
+    def __repr__(self) -> str:
+        return text(identity(self))
 
     def gradient(self, derivatives: Derivatives, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         r"""What K networks descend along, shape (K, P): the gradient, or where it is sharpest nearby.

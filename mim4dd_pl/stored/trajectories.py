@@ -5,7 +5,8 @@ Two rows of it, a :class:`Segment`, are read at a time without loading the rest.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.files import check_sha256, locked, read_json, replacing, sha256, write_text
+from mim4dd_pl.basics.identity import difference, text
 
-SCHEMA = 2
+SCHEMA = 3
 
 Storage = Literal["float32", "bfloat16"]
 
@@ -37,9 +39,10 @@ class TrajectorySpec:
     Args:
         data_set: Name of the data set.
         data_fingerprint: SHA-256 of its training images and labels.
-        network: Class and settings of the architecture.
+        network: Class and settings of the architecture, from :func:`~mim4dd_pl.basics.identity.identity`; as a manifest
+            says it, a plain dict, or the text of schema 2.
         num_parameters: P.
-        training: The recipe of one expert, in words.
+        training: Likewise of the training of one expert.
         epochs: Epochs after the initialisation.
         seed: Seed of the experts.
         storage: Type of the stored parameters.
@@ -47,9 +50,9 @@ class TrajectorySpec:
 
     data_set: str
     data_fingerprint: str
-    network: str
+    network: dict[str, Any] | str
     num_parameters: int
-    training: str
+    training: dict[str, Any] | str
     epochs: int
     seed: int
     storage: Storage = "float32"
@@ -57,6 +60,13 @@ class TrajectorySpec:
 
 def _file_of(expert: int) -> str:
     return f"expert_{expert:04d}.safetensors"
+
+
+def _text_of_schema_2(settings: Mapping[str, Any]) -> str:
+    """What schema 2 has in place of settings: their text, a radius of sharpness behind the parenthesis."""
+    others = {key: value for key, value in settings.items() if key != "sharpness_radius"}
+    radius = settings.get("sharpness_radius")
+    return f"{text(others)}, sharpness_radius={radius}" if radius else text(others)
 
 
 class TrajectoryStore:
@@ -76,13 +86,35 @@ class TrajectoryStore:
     def __init__(self, root: Path, spec: TrajectorySpec) -> None:
         self.root = root
         self.spec = spec
-        self._entries: dict[int, dict[str, Any]] = {}
+        self._read_only = False
+        self._entries: dict[int, dict[str, str]] = {}
         if self._manifest.exists():
-            self._entries = self._read_manifest()
+            self.refresh()
             for entry in self._entries.values():
                 path = self.root / entry["file"]
                 check_sha256(path, entry["sha256"], self._remedy)
                 self._check_rows(path)
+
+    @classmethod
+    def open(cls, root: str | Path) -> "TrajectoryStore":
+        """The experts of a folder, whatever they are, for reading: ``spec`` is what its manifest says.
+
+        Everything is checked as it is with a given ``spec``. Rows are read with :meth:`segment`, of the experts that
+        :attr:`finished` numbers.
+
+        Args:
+            root: The folder.
+
+        Raises:
+            StoredFileError: If it holds no experts, or a file is damaged; named in the message.
+        """
+        root = Path(root)
+        if not (root / "manifest.json").exists():
+            raise StoredFileError(f"{root} holds no expert trajectories: there is no manifest.json in it.")
+        found = _read(root)
+        store = cls(root, TrajectorySpec(**{field.name: found[field.name] for field in fields(TrajectorySpec)}))
+        store._read_only = True
+        return store
 
     @property
     def finished(self) -> list[int]:
@@ -99,6 +131,8 @@ class TrajectoryStore:
         Raises:
             StoredFileError: If it cannot be written; what was there before is unchanged.
         """
+        if self._read_only:
+            raise RuntimeError(f"The store of {self.root} was opened for reading: build it with a TrajectorySpec.")
         expected = (self.spec.epochs + 1, self.spec.num_parameters)
         if tuple(trajectory.shape) != expected:
             raise ValueError(f"A trajectory of this store has shape {expected}, got {tuple(trajectory.shape)}.")
@@ -114,7 +148,7 @@ class TrajectoryStore:
             self._entries[expert] = {"file": path.name, "sha256": sha256(path)}
             manifest = {
                 "schema": SCHEMA,
-                **asdict(self.spec),
+                **vars(self.spec),
                 "experts": {str(number): self._entries[number] for number in self.finished},
             }
             write_text(self._manifest, json.dumps(manifest, indent=2) + "\n")
@@ -122,7 +156,9 @@ class TrajectoryStore:
     def refresh(self) -> None:
         """See the experts that other processes have finished."""
         if self._manifest.exists():
-            self._entries = self._read_manifest()
+            found = _read(self.root)
+            self._check_spec(found)
+            self._entries = found["experts"]
 
     def segment(self, expert: int, start_epoch: int, expert_epochs: int) -> Segment:
         """Two rows of one trajectory, read from the disk.
@@ -150,7 +186,7 @@ class TrajectoryStore:
 
     @property
     def _remedy(self) -> str:
-        return f"Delete {self.root} to train the experts anew, or use another folder."
+        return _remedy(self.root)
 
     def _check_rows(self, path: Path) -> None:
         """Refuse a file that is no trajectory of this store, or holds one that diverged; reads a row at a time."""
@@ -167,30 +203,43 @@ class TrajectoryStore:
         if not finite:
             raise StoredFileError(f"{path} holds parameters that are not finite: the expert diverged. {self._remedy}")
 
-    def _read_manifest(self) -> dict[int, dict[str, Any]]:
-        try:
-            manifest = read_json(self._manifest)
-            found = {key: manifest.get(key, "missing") for key in ("schema", *asdict(self.spec))}
-            entries = {
-                int(number): {"file": str(entry["file"]), "sha256": str(entry["sha256"])}
-                for number, entry in manifest["experts"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoredFileError(f"{self._manifest} is damaged ({error!r:.200}). {self._remedy}") from error
-        wanted = {"schema": SCHEMA, **asdict(self.spec)}
-        differing = [key for key in wanted if wanted[key] != found[key]]
-        if differing:
-            key = differing[0]
-            raise StoredFileError(
-                f"The trajectories of {self._manifest} do not fit: their {key.replace('_', ' ')} is "
-                f"{found[key]!s:.200}, "
-                f"this run's is {wanted[key]}. Use the same data set, network and expert settings, or use "
-                "another folder."
-            )
-        for number, entry in entries.items():
-            if entry["file"] != _file_of(number):
+    def _check_spec(self, found: dict[str, Any]) -> None:
+        """Refuse experts that are not those of ``spec``, by the first setting that differs."""
+        for name, wanted in vars(self.spec).items():
+            if found["schema"] == 2 and isinstance(wanted, dict):
+                wanted = _text_of_schema_2(wanted)
+            if differing := difference(found[name], wanted, name.replace("_", " ")):
+                name, theirs, ours = differing
                 raise StoredFileError(
-                    f"{self._manifest} is damaged: it names {entry['file']:.80}, expected {_file_of(number)}. "
-                    f"{self._remedy}"
+                    f"The trajectories of {self._manifest} do not fit: their {name} is {text(theirs):.200}, this run's "
+                    f"is {text(ours)}. Use the same data set, network and expert settings, or use another "
+                    "folder."
                 )
-        return entries
+
+
+def _read(root: Path) -> dict[str, Any]:
+    """The manifest of a folder, its experts by number; refused if it is none."""
+    manifest = root / "manifest.json"
+    try:
+        found: dict[str, Any] = read_json(manifest)
+        found["experts"] = {
+            int(number): {"file": str(entry["file"]), "sha256": str(entry["sha256"])}
+            for number, entry in found["experts"].items()
+        }
+        whole = all(isinstance(found[name], int) for name in ("schema", "num_parameters", "epochs"))
+        if not whole or not found.keys() >= {field.name for field in fields(TrajectorySpec)}:
+            raise ValueError("it does not say what the experts are")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoredFileError(f"{manifest} is damaged ({error!r:.200}). {_remedy(root)}") from error
+    if found["schema"] not in (2, SCHEMA):
+        raise StoredFileError(f"{manifest} is of schema {found['schema']}, expected {SCHEMA}. {_remedy(root)}")
+    for number, entry in found["experts"].items():
+        if entry["file"] != _file_of(number):
+            raise StoredFileError(
+                f"{manifest} is damaged: it names {entry['file']:.80}, expected {_file_of(number)}. {_remedy(root)}"
+            )
+    return found
+
+
+def _remedy(root: Path) -> str:
+    return f"Delete {root} to train the experts anew, or use another folder."

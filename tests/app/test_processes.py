@@ -170,7 +170,7 @@ def test_one_message_carries_all_fields(stream: Stream) -> None:
 
 def test_processes_agree_on_the_experts_that_are_missing(tmp_path: Path, training: Training, stream: Stream) -> None:
     """This one opened the folder before another run kept an expert, process 0 afterwards."""
-    experts, spec = Experts(str(tmp_path), training, num_experts=3), TrajectorySpec("digits", "0a", "net", 7, "", 3, 0)
+    experts, spec = Experts(str(tmp_path), training, num_experts=3), TrajectorySpec("digits", "0a", {}, 7, {}, 3, 0)
     early, late = TrajectoryStore(tmp_path, spec), TrajectoryStore(tmp_path, spec)
     late.add(0, randn(stream, 4, 7))
     strategy = SimpleNamespace(broadcast=lambda own: experts.missing(late), root_device=torch.device("cpu"))

@@ -60,10 +60,12 @@ def test_sharpness_aware_steps_take_the_gradient_uphill(network: FlatNetwork, im
         torch.testing.assert_close(ours[k], theta[k] - 0.1 * engine.gradient(uphill, x[:1], y[:1])[0])
 
 
-def test_experts_of_another_sharpness_are_others() -> None:
-    """And plain ones are called what they were before there was a choice."""
-    assert Training(epochs=1).recipe == repr(Training(epochs=1, sharpness_radius=0.1))
-    assert Training(epochs=1, sharpness_radius=0.1).recipe.endswith(", sharpness_radius=0.1")
+def test_experts_know_every_setting_of_network_and_training(network: FlatNetwork) -> None:
+    training = Training(epochs=1, sharpness_radius=0.1, augment=DSA(["crop"]))
+    spec = Experts("unused", training).spec(network, "digits", "0a")
+    convnet = {"depth": 1, "width": 4, "norm": "instance", "pooling": "avg", "activation": "relu"}
+    assert spec.network == {"class": "ConvNet", **convnet}
+    assert spec.training == {"class": "Training", **vars(training), "augment": {"class": "DSA", "operations": ["crop"]}}
 
 
 def test_training_augments_as_its_stream_says(network: FlatNetwork, images: InMemory, stream: Stream) -> None:

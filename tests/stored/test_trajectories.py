@@ -2,18 +2,39 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mim4dd_pl.basics.errors import StoredFileError
+from mim4dd_pl.basics.identity import Identity, identity
 from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.augment import DSA
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.networks.alexnet import AlexNet
+from mim4dd_pl.networks.base import NetworkFactory
+from mim4dd_pl.networks.convnet import ConvNet
+from mim4dd_pl.networks.external import External
+from mim4dd_pl.networks.resnet import ResNet18
+from mim4dd_pl.networks.small import MLP, LeNet
+from mim4dd_pl.networks.vgg import VGG11
+from mim4dd_pl.networks.vit import ViT
+from mim4dd_pl.population.experts import Experts
+from mim4dd_pl.population.training import Training
 from mim4dd_pl.stored.segments import SegmentReader
 from mim4dd_pl.stored.trajectories import Segment, TrajectorySpec, TrajectoryStore
 from tests.conftest import randn
 
-SPEC = TrajectorySpec("digits", "0a", "ConvNet(depth=1)", 7, "Training(epochs=3)", 3, 0)
+NETWORK = Identity("ConvNet", {"depth": 1, "activation": "relu"}, {"depth": None, "activation": "relu"})
+TRAINING = identity(Training(epochs=3, lr=0.01, augment=DSA(["crop", "flip"])))
+SPEC = TrajectorySpec("digits", "0a", NETWORK, 7, TRAINING, 3, 0)
+
+
+def of_training(**settings: Any) -> TrajectorySpec:
+    return replace(SPEC, training=identity(replace(Training(3, lr=0.01, augment=DSA(["crop", "flip"])), **settings)))
 
 
 @pytest.fixture
@@ -40,8 +61,19 @@ def test_segments_are_the_rows_that_were_written(store: TrajectoryStore, traject
     ("other", "message"),
     [
         (
-            replace(SPEC, network="ConvNet(depth=2)"),
-            r"their network is ConvNet\(depth=1\), this run's is ConvNet\(depth=2\)",
+            replace(SPEC, network=Identity("ConvNet", NETWORK | {"depth": 2}, {})),
+            "their network.depth is 1, this run's is 2",
+        ),
+        (
+            replace(SPEC, network=Identity("AlexNet", {"width": 8}, {})),
+            r"their network is ConvNet\(depth=1\), this run's is AlexNet\(width=8\)",
+        ),
+        (of_training(lr=0.05), "their training.lr is 0.01, this run's is 0.05"),
+        (of_training(sharpness_radius=0.1), "their training.sharpness_radius is 0.0, this run's is 0.1"),
+        (of_training(augment=None), r"their training.augment is DSA\(crop, flip\), this run's is None"),
+        (
+            of_training(augment=DSA(["crop"])),
+            r"their training.augment.operations is \['crop', 'flip'\], this run's is \['crop'\]",
         ),
         (replace(SPEC, data_set="mnist"), "their data set is digits, this run's is mnist"),
         (replace(SPEC, data_fingerprint="1b"), "their data fingerprint is 0a"),
@@ -55,6 +87,106 @@ def test_a_store_of_other_experts_is_refused_by_name(
 ) -> None:
     with pytest.raises(StoredFileError, match=message):
         TrajectoryStore(store.root, other)
+
+
+def rewrite(store: TrajectoryStore, **changes: object) -> None:
+    """Change what the manifest says, outside of the experts."""
+    path = store.root / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_settings_younger_than_an_expert_count_as_their_default(store: TrajectoryStore) -> None:
+    old = {name: value for name, value in TRAINING.items() if name != "sharpness_radius"}
+    rewrite(store, training=old)
+    assert TrajectoryStore(store.root, SPEC).finished == [2]
+    with pytest.raises(StoredFileError, match=r"their training\.sharpness_radius is 0\.0, this run's is 0\.1"):
+        TrajectoryStore(store.root, of_training(sharpness_radius=0.1))
+
+
+def test_settings_that_this_version_does_not_know_are_refused(store: TrajectoryStore) -> None:
+    rewrite(store, training=TRAINING | {"mixup": 0.2})
+    with pytest.raises(StoredFileError, match=r"their training\.mixup is 0\.2, this run's is missing"):
+        TrajectoryStore(store.root, SPEC)
+
+
+OLD_NETWORKS: list[tuple[NetworkFactory, str]] = [
+    (partial(ConvNet, depth=2, width=32), "ConvNet(depth=2, width=32, norm=instance, pooling=avg)"),
+    (
+        partial(ConvNet, depth=1, width=4, activation="leaky_relu"),
+        "ConvNet(depth=1, width=4, norm=instance, pooling=avg, activation=leaky_relu)",
+    ),
+    (partial(AlexNet, width=8), "AlexNet(width=8)"),
+    (LeNet, "LeNet()"),
+    (partial(MLP, width=8), "MLP(width=8)"),
+    (partial(VGG11, width=4), "VGG11(width=4, norm=instance)"),
+    (partial(ResNet18, width=4), "ResNet18(width=4, norm=instance)"),
+    (partial(ViT, dim=6, depth=1), "ViT(patch=4, depth=1, dim=6, heads=3)"),
+    (
+        partial(External, model="torchvision.models.resnet18", layers=["layer1", "layer4"], settings={"weights": None}),
+        "External(model=torchvision.models.resnet18, layers=['layer1', 'layer4'], settings={'weights': None})",
+    ),
+]
+OLD_TRAININGS = [
+    (
+        Training(epochs=4, batch_size=32, lr=0.05, augment=DSA(["crop", "scale", "rotate"])),
+        "Training(epochs=4, batch_size=32, lr=0.05, momentum=0.0, weight_decay=0.0, decay_at_half=False, "
+        "augment=DSA(crop, scale, rotate))",
+    ),
+    (
+        Training(epochs=4, momentum=0.5, decay_at_half=True, sharpness_radius=0.1),
+        "Training(epochs=4, batch_size=256, lr=0.01, momentum=0.5, weight_decay=0.0, decay_at_half=True, "
+        "augment=None), sharpness_radius=0.1",
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(OLD_NETWORKS)), ids=[text.split("(")[0] for _, text in OLD_NETWORKS])
+def test_a_folder_of_version_0_1_0_stays_readable_and_takes_further_experts(number: int, tmp_path: Path) -> None:
+    """Its manifest held texts, of the settings that there were; those here are what 0.1.0 wrote."""
+    network, network_text = OLD_NETWORKS[number]
+    training, training_text = OLD_TRAININGS[number % 2]
+    flat = FlatNetwork(network, (1, 32, 32), 10)
+    spec = replace(Experts("unused", training).spec(flat, "digits", "0a"), num_parameters=7)
+    store, zeros = TrajectoryStore(tmp_path, spec), torch.zeros(5, 7)
+    store.add(0, zeros)
+    rewrite(store, schema=2, network=network_text, training=training_text)
+    assert TrajectoryStore.open(tmp_path).spec.network == network_text
+    old = TrajectoryStore(tmp_path, spec)
+    old.add(1, zeros)
+    assert TrajectoryStore(tmp_path, spec).finished == [0, 1]
+    assert json.loads((tmp_path / "manifest.json").read_text())["schema"] == 3
+
+
+def test_other_experts_of_version_0_1_0_are_refused(store: TrajectoryStore) -> None:
+    rewrite(store, schema=2, network="ConvNet(depth=1)", training="Training(epochs=9)")
+    with pytest.raises(
+        StoredFileError, match=r"their training is Training\(epochs=9\), this run's is Training\(epochs=3"
+    ):
+        TrajectoryStore(store.root, SPEC)
+
+
+def test_an_opened_store_shows_what_it_holds_and_takes_nothing(
+    store: TrajectoryStore, trajectory: torch.Tensor
+) -> None:
+    opened = TrajectoryStore.open(store.root)
+    assert (opened.finished, opened.spec) == ([2], SPEC)
+    assert torch.equal(opened.segment(2, 1, 2).target, trajectory[3])
+    with pytest.raises(RuntimeError, match="was opened for reading"):
+        opened.add(3, trajectory)
+
+
+def test_opening_checks_what_it_reads(store: TrajectoryStore, tmp_path: Path) -> None:
+    with pytest.raises(StoredFileError, match="nothing holds no expert trajectories"):
+        TrajectoryStore.open(tmp_path / "nothing")
+    rewrite(store, epochs="three")
+    with pytest.raises(StoredFileError, match=r"manifest\.json is damaged"):
+        TrajectoryStore.open(store.root)
+    rewrite(store, epochs=4)
+    with pytest.raises(StoredFileError, match=r"shape \(4, 7\), expected \(5, 7\)"):
+        TrajectoryStore.open(store.root)
+    (store.root / "expert_0002.safetensors").write_bytes(b"other")
+    with pytest.raises(StoredFileError, match=r"expert_0002\.safetensors is damaged"):
+        TrajectoryStore.open(store.root)
 
 
 def test_every_flipped_byte_is_noticed(store: TrajectoryStore) -> None:

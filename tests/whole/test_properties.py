@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from mim4dd_pl.app.recipes import check_keys
 from mim4dd_pl.basics.errors import StoredFileError, UserError
 from mim4dd_pl.basics.files import sha256
+from mim4dd_pl.basics.identity import Identity
 from mim4dd_pl.basics.yamls import read_mapping
 from mim4dd_pl.data.normalization import Normalization
 from mim4dd_pl.stored.artefact import read_distilled, write_distilled
@@ -24,7 +25,9 @@ from mim4dd_pl.stored.distilled import Distilled
 from mim4dd_pl.stored.trajectories import TrajectorySpec, TrajectoryStore
 from tests.conftest import CONFIGS
 
-SPEC = TrajectorySpec("digits", "0a", "ConvNet(depth=1)", 7, "Training(epochs=3)", 3, 0)
+SPEC = TrajectorySpec(
+    "digits", "0a", Identity("ConvNet", {"depth": 1}, {}), 7, Identity("Training", {"epochs": 3}, {}), 3, 0
+)
 
 
 def read_or_refused(read: Callable[[], object], name: Path, refusal: type[UserError]) -> bool:
