@@ -5,8 +5,8 @@ embeddings. The term is the weighted sum of the layers' losses, Eq. 2.17 of Shan
 Treating layers as invertible maps, which lets the bound move from images to features, is a heuristic: ReLU and pooling
 lose information.
 
-Not done here: how the term's gradient meets the host's is the module's business, with the factor of
-:meth:`InformationTerm.factor`.
+Not done here: with ``balance="gradient"`` the term's gradient meets the host's in
+:func:`~mim4dd_pl.information.backward.balanced_backward`, or wherever else :meth:`InformationTerm.factor` is asked.
 """
 
 import math
@@ -34,14 +34,21 @@ class InformationTerm(nn.Module):
 
     .. math:: \sum_{k=1}^{K} L_k \,/\, \beta^{K-1-k}
 
+    In a training loop of your own, with a literal weight ``(host_loss + term(...).loss).backward()``, and else
+    ``balanced_backward(host_loss, term(...).loss, images, share=term.weight)``.
+
+    The term itself reads neither the settings of the real images nor ``lr``, but for freezing at zero: they are kept
+    for whoever draws the images and steps heads and critic, in a distillation the DistillationModule.
+
     Args:
         layer_shapes: (c_k, h_k, w_k) of the network's feature maps, shallow to deep: ``layer1``, ``layer2`` and so on.
         num_classes: C, at least 2.
         critic: Builds the critic from C; :class:`InfoNCECritic` by default (the choice that never clearly hurt).
         embedding: Builds the head of a layer from its shape.
         layers: Names of the layers that take part, all by default; K counts these alone.
-        weight: lambda, at least 0. With ``balance="gradient"`` the term's pixel gradient is this share of the host's.
-        balance: ``gradient`` rescales the term by gradient norms, ``literal`` is the paper's weighted sum.
+        weight: lambda, at least 0.
+        balance: ``gradient``: the term's pixel gradient is to be lambda times as long as the host's. ``literal``, the
+            paper's: the loss is multiplied by lambda, for heads and critic too.
         layer_decay: beta, at least 1.
         networks: Who shows the features. ``shared``: one network for both sides, the expert where the host has one and
             else the student. ``student``: the student for both. ``own``, the paper's: synthetic images go through the
@@ -100,13 +107,13 @@ class InformationTerm(nn.Module):
         return self.networks == "own"
 
     def factor(self, host: Tensor, term: Tensor) -> Tensor:
-        """What the term's gradient is multiplied with, shape (): lambda, or what makes it that share of the host's.
+        """What the term's gradient is multiplied with, shape (): 1 with a literal weight, which is in the loss already.
 
         Args:
             host: The host's gradient on the pixels; lambda is no share where it is zero everywhere.
             term: The term's, of the same shape.
         """
-        return host.new_tensor(self.weight) if self.balance == "literal" else balance(host, term, self.weight)
+        return host.new_ones(()) if self.balance == "literal" else balance(host, term, self.weight)
 
     def features_of(self, student: Tensor, expert: Tensor | None) -> tuple[Tensor, Tensor]:
         """The parameters, each (P,), through which synthetic and real images are seen.
@@ -136,7 +143,7 @@ class InformationTerm(nn.Module):
         synthetic_labels: Tensor,
         real_labels: Tensor,
     ) -> Information:
-        """The term on one pair of batches.
+        """The term on one pair of batches: the weighted sum over the layers, times lambda if that is literal.
 
         Args:
             synthetic: Feature maps of the synthetic images, of all layers, each (S, c_k, h_k, w_k).
@@ -148,8 +155,9 @@ class InformationTerm(nn.Module):
             self.critic(head(synthetic[k]), head(real[k]), synthetic_labels, real_labels)
             for k, head in zip(self._chosen, self.heads, strict=True)
         ]
-        losses = torch.stack([verdict.loss for verdict in verdicts])
-        return Information(losses @ self.layer_weights, torch.stack([verdict.bound for verdict in verdicts]))
+        loss = torch.stack([verdict.loss for verdict in verdicts]) @ self.layer_weights
+        bounds = torch.stack([verdict.bound for verdict in verdicts])
+        return Information(self.weight * loss if self.balance == "literal" else loss, bounds)
 
 
 def _name(k: int) -> str:

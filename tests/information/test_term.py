@@ -119,11 +119,18 @@ def test_bounds_are_nan_beside_the_control(maps: Maps) -> None:
     assert torch.isnan(information.bounds).all()
 
 
-def test_factor_is_lambda_or_a_share_of_the_host() -> None:
+def test_a_literal_weight_is_in_the_loss(maps: Maps) -> None:
+    term = InformationTerm(SHAPES, 3, weight=0.5)
+    plain = term(*maps, *LABELS)
+    term.balance = "literal"
+    torch.testing.assert_close(term(*maps, *LABELS), plain._replace(loss=0.5 * plain.loss))
+
+
+def test_factor_is_a_share_of_the_host_or_one() -> None:
     host, term = torch.full((4,), 2.0), torch.ones(4)
     assert float(InformationTerm(SHAPES, 3, weight=0.5).factor(host, term)) == pytest.approx(1.0)
     assert float(InformationTerm(SHAPES, 3, weight=0.5).factor(0 * host, term)) == 0.5
-    assert float(InformationTerm(SHAPES, 3, weight=0.5, balance="literal").factor(host, term)) == 0.5
+    assert float(InformationTerm(SHAPES, 3, weight=0.5, balance="literal").factor(host, term)) == 1
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
