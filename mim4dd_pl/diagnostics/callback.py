@@ -62,7 +62,7 @@ class Diagnostics(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         module = cast(DistillationModule, pl_module)
-        if module.skips.in_row == 0:  # a skipped step has no loss
+        if module.state.skips.in_row == 0:  # a skipped step has no loss
             # A tensor: on an accelerator only a reading waits for it.
             self._losses.append(trainer.callback_metrics[MATCHING_LOSS].detach().clone())
         if self._losses and (step == 1 or step % self.every_n_steps == 0):

@@ -38,6 +38,11 @@ class FixedClip(Clip):
         return clip_norm(gradient, self.max_norm)
 
 
+def clip_of(setting: Clip | float | None) -> Clip | None:
+    """A number as the fixed clip that it stands for, anything else as it is."""
+    return FixedClip(setting) if isinstance(setting, int | float) else setting
+
+
 class MovingClip(Clip):
     r"""A longest length that follows the gradients of the run: their exponential moving average, times a factor.
 

@@ -12,27 +12,22 @@ from mim4dd_pl.basics.errors import StoredFileError, UserError
 from mim4dd_pl.basics.names import SKIPPED_STEPS
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.basics.shapes import ImageShape
-from mim4dd_pl.data.sets import Batch, ImageSet
+from mim4dd_pl.data.sets import ImageSet
 from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.information.term import InformationTerm
-from mim4dd_pl.modules.clipping import Clip, FixedClip
+from mim4dd_pl.modules.buffers import SegmentBuffers
+from mim4dd_pl.modules.clipping import Clip, clip_of
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.modules.gradients import Gradients, gathered, information_batch, log_values, segment_gradients
 from mim4dd_pl.modules.lightning import datamodule_of, keep_buffers_local
-from mim4dd_pl.modules.optimization import (
-    OuterOptimizer,
-    Skips,
-    all_finite,
-    keep_settings,
-    outer_optimizers,
-    set_gradients,
-)
+from mim4dd_pl.modules.optimization import OuterOptimizer, OuterOptimizers, all_finite, keep_settings, set_gradients
 from mim4dd_pl.modules.optimization import step as step_all
-from mim4dd_pl.modules.settings import check_experts, check_information, check_steps
+from mim4dd_pl.modules.settings import check_experts, check_information
 from mim4dd_pl.modules.share import in_order, own_share
+from mim4dd_pl.modules.state import RunState
 from mim4dd_pl.networks.base import NetworkFactory
 from mim4dd_pl.objectives.base import Objective, Scene
 from mim4dd_pl.objectives.synthetic import SoftLabels, SyntheticImages
@@ -44,7 +39,6 @@ from mim4dd_pl.stored.trajectories import Segment, TrajectoryStore
 
 InformationFactory = Callable[[Sequence[ImageShape], int], InformationTerm]
 """(shapes of the network's feature maps, num_classes) -> the information term."""
-
 
 _log = logging.getLogger(__name__)
 
@@ -87,8 +81,7 @@ class DistillationModule(L.LightningModule):
         seed: Of the whole distillation.
     """
 
-    segment_start: Tensor
-    segment_target: Tensor
+    data: ImageDataModule
     store: TrajectoryStore
     real: ImageSet
     derivatives: Derivatives
@@ -118,26 +111,12 @@ class DistillationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_steps(lr_images, lr_student_lr, momentum, segments_per_step)
         check_experts(objective, experts, init, soft_labels)
+        lr_labels = 0.0 if soft_labels is None else soft_labels.lr
+        self.outer = OuterOptimizers(optimizer, momentum, lr_images, lr_student_lr, lr_labels)
+        self.image_gradient_clip = clip_of(image_gradient_clip)
         self.network = FlatNetwork(network, image_shape, num_classes)
-        self.objective = objective
-        self.experts = experts
-        self.init, self.soft_labels = init, soft_labels
-        self.lr_images, self.lr_student_lr, self.momentum = lr_images, lr_student_lr, momentum
-        self.optimizer = optimizer
-        self.image_gradient_clip = (
-            FixedClip(image_gradient_clip) if isinstance(image_gradient_clip, (int, float)) else image_gradient_clip
-        )
-        self.segments_per_step = segments_per_step
-        self.compiles: Compile = compile  # Module.compile is a method
-        self._compiled: bool | None = None
-        self._loaded_step: int | None = None
-        self.segments: SegmentDraw | None = None
-        self.skips = Skips()
-        self.whole = True  # all of the parameters have made the same steps
-        self.stream = Stream(seed)
-        self._data: ImageDataModule | None = None
+        self.objective, self.experts, self.init, self.soft_labels = objective, experts, init, soft_labels
         self.synthetic = SyntheticImages(
             image_shape,
             num_classes,
@@ -148,15 +127,19 @@ class DistillationModule(L.LightningModule):
             image_average=image_average,
         )
         objective.check(images_per_class, num_classes)
-        with self.stream.at("heads").as_global():
-            self.information = None if information is None else information(self.network.layer_shapes(), num_classes)
-        if self.information is not None:
+        self.stream = Stream(seed)
+        self.information: InformationTerm | None = None
+        if information is not None:
+            with self.stream.at("heads").as_global():
+                self.information = information(self.network.layer_shapes(), num_classes)
             check_information(self.information, objective, segments_per_step)
-        empty = torch.empty(segments_per_step, self.network.num_parameters)
-        self.register_buffer("segment_start", empty, persistent=False)
-        self.register_buffer("segment_target", empty.clone(), persistent=False)
-        keep_buffers_local(self, ["segment_start", "segment_target"])
-        self._share = range(segments_per_step)
+        self.segments: SegmentDraw | None = None  # of hosts that read experts
+        self.segment_buffers = SegmentBuffers(segments_per_step, self.network.num_parameters)
+        keep_buffers_local(self, ["segment_buffers.start", "segment_buffers.target"])
+        self.segments_per_step, self._share = segments_per_step, range(segments_per_step)
+        self.compiles: Compile = compile  # Module.compile is a method
+        self.state = RunState()
+        self.whole = True  # all of the parameters have made the same steps
 
     def check_processes(self, count: int) -> None:
         """Refuse segments that so many processes cannot share equally."""
@@ -175,7 +158,7 @@ class DistillationModule(L.LightningModule):
 
     def attach(self, data: ImageDataModule) -> None:
         """Open the experts and set the initial pixels; raises before anything is written if ``data`` does not do."""
-        if self._data is data:
+        if getattr(self, "data", None) is data:
             return
         stream = self.stream.at("initial images")
         if self.init == "noise":
@@ -188,7 +171,7 @@ class DistillationModule(L.LightningModule):
     def open_experts(self, data: ImageDataModule) -> None:
         """Open the experts alone; raises StoredFileError if the folder holds others."""
         self.store = open_store(self.experts, self.network, data)
-        self._data = data
+        self.data = data
 
     @property
     def needs_experts(self) -> bool:
@@ -202,30 +185,27 @@ class DistillationModule(L.LightningModule):
         Of several processes the first looks, for all: they might not find the same files, and a GPU may round
         differently every time.
         """
-        seen = self._seen_by_expert(images).cpu() if self.trainer.is_global_zero and 0 in self.store.finished else None
+        seen = None
+        if self.trainer.is_global_zero and 0 in self.store.finished:
+            expert = self.store.segment(0, 0, self.experts.training.epochs).target.to(self.device)
+            train = self.data.train.to(self.device)
+            statistics = calibrated(self.network, expert, train, self.experts.training.batch_size)
+            parts = images.split(self.data.evaluation_batch_size)
+            seen = torch.cat([self.network(expert, part, statistics) for part in parts]).cpu()
         seen = self.trainer.strategy.broadcast(seen)
         return None if seen is None else seen.to(self.device)
 
-    def _seen_by_expert(self, images: Tensor) -> Tensor:
-        data = cast(ImageDataModule, self._data)
-        expert = self.store.segment(0, 0, self.experts.training.epochs).target.to(self.device)
-        train = data.train.to(self.device)
-        statistics = calibrated(self.network, expert, train, self.experts.training.batch_size)
-        parts = images.split(data.evaluation_batch_size)
-        return torch.cat([self.network(expert, part, statistics) for part in parts])
-
     def on_fit_start(self) -> None:
-        data = cast(ImageDataModule, self._data)
-        self.real = data.train.to(self.device)
+        self.real = self.data.train.to(self.device)
         self._share = own_share(self.trainer, self.segments_per_step)
         if (read := self.objective.epochs) is not None:
-            training = ExpertTrainer(self.experts, self.store, self.network, data, self.trainer, self.compiles)
+            training = ExpertTrainer(self.experts, self.store, self.network, self.data, self.trainer, self.compiles)
             if training.missing() and (epochs := self.experts.training.epochs) > read.last:
                 _log.info("Experts get %d epochs, segments read %d of them.", epochs, read.last)
             while training.train_some():
                 pass
             self.segments = SegmentDraw(self.store, self.experts.num_experts, read, self.stream, self._share)
-        if self.soft_labels is not None and self._loaded_step is None:
+        if self.soft_labels is not None and self.state.loaded_step is None:
             self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.images)))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
 
@@ -236,74 +216,54 @@ class DistillationModule(L.LightningModule):
     def choose_derivatives(self, steps: int) -> Derivatives:
         """Compiled or plain derivatives of the inner loop, for so many outer steps."""
         work = self.objective.work(self.synthetic.images_per_class, self.network.num_classes)
-        if self._compiled is None:
+        if self.state.compiled is None:
             segments = steps * self.segments_per_step
             whole = work._replace(gradients=segments * work.gradients, sweeps=segments * work.sweeps)
-            self._compiled = worth_compiling(self.network, self.compiles, whole)
-        return derivatives(self.network, self._compiled, work.batch_size, self.device)
-
-    # A checkpoint holds whether it was compiled, so that a continued run computes as the first one did.
+            self.state.compiled = worth_compiling(self.network, self.compiles, whole)
+        return derivatives(self.network, self.state.compiled, work.batch_size, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["compiled"] = self._compiled
-        checkpoint["skips"] = dict(vars(self.skips))
+        self.state.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # "last" may have become another file before the last of several processes has looked for it.
         if self.trainer.strategy.broadcast(checkpoint["global_step"]) != checkpoint["global_step"]:
             raise StoredFileError("The processes found different checkpoints: name the file in --ckpt_path.")
-        self._compiled = checkpoint["compiled"]
-        self.skips = Skips(**checkpoint.get("skips", {}))
-        self._loaded_step = checkpoint["global_step"]
+        self.state.load(checkpoint)
         keep_settings(checkpoint["optimizer_states"], self.configure_optimizers())
 
     @property
     def outer_steps(self) -> int:
         """Steps that the images have made, also where a checkpoint is evaluated, which Lightning counts from zero."""
-        return max(self.global_step, self._loaded_step or 0)
+        return max(self.global_step, self.state.loaded_step or 0)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return outer_optimizers(
-            self.synthetic,
-            self.information,
-            self.optimizer,
-            self.momentum,
-            self.lr_images,
-            self.lr_student_lr,
-            0.0 if self.soft_labels is None else self.soft_labels.lr,
-        )
+        return self.outer.build(self.synthetic, self.information)
 
     # --- one step
 
     def training_step(self, batch: int, batch_idx: int) -> None:
-        step = self.global_step
-        mean = self.mean_gradients(step)
+        mean = self.mean_gradients(self.global_step)
         factor = mean.host_loss.new_zeros(())
         if self.information is not None:
             factor = self.information.factor(mean.host_images, mean.information_images)
-        gradient = mean.host_images + factor * mean.information_images
-        length = gradient.norm()
-        lr_gradient = mean.host_lr + factor * mean.information_lr
-        if not all_finite(mean.host_loss, length, lr_gradient, mean.host_labels, mean.information_parameters):
-            self._skip(step, mean.host_loss, length)
-            return
-        self.skips.in_row = 0
-        if self.image_gradient_clip is not None:
-            gradient = self.image_gradient_clip(gradient)
-        set_gradients(self.synthetic, self.information, gradient, lr_gradient, mean)
-        self.whole = False
-        step_all(self.optimizers())
-        self.synthetic.settle()
-        self.whole = True
-        self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
-        self.log(SKIPPED_STEPS, float(self.skips.total), batch_size=1)
-
-    def _skip(self, step: int, loss: Tensor, length: Tensor) -> None:
-        """Count the step and change nothing: optimisers pass over parameters without a gradient."""
-        self.skips.count(step, loss, length, self.synthetic.student_lr.detach())
-        self.zero_grad(set_to_none=True)
-        step_all(self.optimizers())
-        self.log(SKIPPED_STEPS, float(self.skips.total), batch_size=1)
+        images, student_lr = mean.joined(factor)
+        length = images.norm()
+        if all_finite(mean.host_loss, length, student_lr, mean.host_labels, mean.information_parameters):
+            self.state.skips.in_row = 0
+            if self.image_gradient_clip is not None:
+                images = self.image_gradient_clip(images)
+            set_gradients(self.synthetic, self.information, images, student_lr, mean)
+            self.whole = False
+            step_all(self.optimizers())
+            self.synthetic.settle()
+            self.whole = True
+            self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
+        else:
+            self.state.skips.count(self.global_step, mean.host_loss, length, self.synthetic.student_lr.detach())
+            self.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient, and count the step
+            step_all(self.optimizers())
+        self.log(SKIPPED_STEPS, float(self.state.skips.total), batch_size=1)
 
     def mean_gradients(self, step: int) -> Gradients:
         """Mean over the segments of a step."""
@@ -321,23 +281,14 @@ class DistillationModule(L.LightningModule):
         inner = [stream.at("inner loop") for stream in streams]
         scene = Scene(self.real, self._load_segments(step, indices), self.stream.at("step", step), inner)
         match = self.objective(self.derivatives, self.synthetic, scene)
-        real = [] if self.information is None else [self._real_images(stream) for stream in streams]
-        return segment_gradients(match, self.synthetic, self.network, self.information, real)
-
-    def _real_images(self, stream: Stream) -> Batch:
-        # The real images of a step are dealt to its segments: their forward pass is what the term costs.
-        information = cast(InformationTerm, self.information)
-        count = information.real_batch_size // self.segments_per_step
-        return information_batch(information, self.real, count, stream.at("real batch"))
+        term, count = self.information, self.segments_per_step
+        real = [] if term is None else [information_batch(term, self.real, count, s.at("real batch")) for s in streams]
+        return segment_gradients(match, self.synthetic, self.network, term, real)
 
     def _load_segments(self, step: int, indices: Sequence[int]) -> Segment | None:
         if self.segments is None:
             return None
-        for row, index in enumerate(indices):
-            segment = self.segments.read(step, index)
-            self.segment_start[row].copy_(segment.start)
-            self.segment_target[row].copy_(segment.target)
-        return Segment(self.segment_start[: len(indices)], self.segment_target[: len(indices)])
+        return self.segment_buffers.load([self.segments.read(step, index) for index in indices])
 
     # --- evaluation
 

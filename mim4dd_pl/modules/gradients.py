@@ -30,6 +30,11 @@ class Gradients(NamedTuple):
     information_lr: Tensor  # ()
     information_parameters: Tensor  # all parameters of heads and critic, one vector
 
+    def joined(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """Those on images and student learning rate, the term's multiplied with ``factor``."""
+        images = self.host_images + factor * self.information_images
+        return images, self.host_lr + factor * self.information_lr
+
 
 def gathered(gradients: Gradients, gather: Callable[[Tensor], Tensor]) -> Gradients:
     """Rows of gradients with those of other processes between them; one message carries all fields.
@@ -105,8 +110,12 @@ def information_gradients(
     return loss.detach(), bounds, gradients[0], gradients[1], flat
 
 
-def information_batch(information: InformationTerm, real: ImageSet, count: int, stream: Stream) -> Batch:
-    """``count`` real images for the term, random or balanced over the classes as it wants them."""
+def information_batch(information: InformationTerm, real: ImageSet, segments: int, stream: Stream) -> Batch:
+    """Real images for the term beside one of so many segments, random or balanced over the classes as it wants them.
+
+    The real images of a step are dealt to its segments: their forward pass is what the term costs.
+    """
+    count = information.real_batch_size // segments
     if information.real_sampling == "balanced":
         return real_batch(real, max(1, count // real.num_classes), stream)
     chosen = torch.randint(len(real), (count,), generator=stream.generator())
@@ -125,7 +134,7 @@ def log_values(
     values = {
         names.MATCHING_LOSS: mean.host_loss,
         names.STUDENT_LR: synthetic.student_lr.detach(),
-        names.IMAGE_GRADIENT: (mean.host_images + factor * mean.information_images).norm(),
+        names.IMAGE_GRADIENT: mean.joined(factor)[0].norm(),
         names.HOST_GRADIENT: mean.host_images.norm(),
     }
     if synthetic.label_logits is not None:

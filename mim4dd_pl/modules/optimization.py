@@ -1,13 +1,13 @@
 """The optimisers of an outer step: one for images, student learning rate and labels, one for heads and critic."""
 
-import logging
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mim4dd_pl.basics.errors import DivergenceError
 from mim4dd_pl.information.term import InformationTerm
 from mim4dd_pl.modules.gradients import Gradients, learned
 from mim4dd_pl.modules.lightning import step_uncounted
@@ -16,29 +16,45 @@ from mim4dd_pl.objectives.synthetic import SyntheticImages
 OuterOptimizer = Literal["sgd", "adam"]
 
 
-def outer_optimizers(
-    synthetic: SyntheticImages,
-    information: InformationTerm | None,
-    kind: OuterOptimizer,
-    momentum: float,
-    lr_images: float,
-    lr_student_lr: float,
-    lr_labels: float,
-) -> list[torch.optim.Optimizer]:
-    """One optimiser with a group for each of images, student learning rate and soft labels; one more for the term.
+@dataclass(frozen=True)
+class OuterOptimizers:
+    """How images, student learning rate and soft labels move, by one optimiser; heads and critic have one more, Adam.
 
-    They are one optimiser because Lightning counts every step of each towards ``max_steps``.
+    Args:
+        kind: SGD with ``momentum``, or Adam.
+        momentum: With SGD, in [0, 1).
+        lr_images: Learning rate of the pixels, at least 0.
+        lr_student_lr: Of the student's learning rate, at least 0.
+        lr_labels: Of the logits of soft labels, if there are any.
     """
-    groups = [
-        {"params": [synthetic.images], "lr": lr_images},
-        {"params": [synthetic.student_lr], "lr": lr_student_lr},
-    ]
-    if synthetic.label_logits is not None:
-        groups.append({"params": [synthetic.label_logits], "lr": lr_labels})
-    outer = torch.optim.SGD(groups, momentum=momentum) if kind == "sgd" else torch.optim.Adam(groups)
-    if information is None or not learned(information):
-        return [outer]
-    return [outer, torch.optim.Adam(learned(information), lr=information.lr)]
+
+    kind: OuterOptimizer
+    momentum: float
+    lr_images: float
+    lr_student_lr: float
+    lr_labels: float
+
+    def __post_init__(self) -> None:
+        for name in ("lr_images", "lr_student_lr"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"model.{name} must be at least 0 and finite, got {value}.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"model.momentum must lie in [0, 1), got {self.momentum}.")
+
+    def build(self, synthetic: SyntheticImages, information: InformationTerm | None) -> list[torch.optim.Optimizer]:
+        """One optimiser with a group for each of its learning rates, as Lightning counts every step of each towards
+        ``max_steps``; one more if the term learns.
+        """
+        rates = [
+            (synthetic.images, self.lr_images),
+            (synthetic.student_lr, self.lr_student_lr),
+            (synthetic.label_logits, self.lr_labels),
+        ]
+        groups = [{"params": [parameter], "lr": lr} for parameter, lr in rates if parameter is not None]
+        outer = torch.optim.SGD(groups, momentum=self.momentum) if self.kind == "sgd" else torch.optim.Adam(groups)
+        if information is None or not learned(information):
+            return [outer]
+        return [outer, torch.optim.Adam(learned(information), lr=information.lr)]
 
 
 def set_gradients(
@@ -75,40 +91,6 @@ def keep_settings(states: Sequence[dict[str, Any]], optimizers: Sequence[torch.o
     for state, optimizer in zip(states, optimizers, strict=True):
         for stored, now in zip(state["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
             stored.update(now)
-
-
-_log = logging.getLogger(__name__)
-
-MOST_IN_A_ROW = 10
-"""A skipped step changes nothing but the segment that is drawn, so ten segments that all fail blame the images."""
-
-
-class Skips:
-    """Counts the steps that are skipped.
-
-    Attributes:
-        in_row: How many since the last one that was made.
-        total: How many so far.
-    """
-
-    def __init__(self, in_row: int = 0, total: int = 0) -> None:
-        self.in_row, self.total = in_row, total
-
-    def count(self, step: int, loss: Tensor, length: Tensor, student_lr: Tensor) -> None:
-        """One more, with its loss, length of the pixel gradient and student lr; warns of the first of a row.
-
-        Raises:
-            DivergenceError: At the last of ``MOST_IN_A_ROW``.
-        """
-        self.in_row, self.total = self.in_row + 1, self.total + 1
-        if self.in_row >= MOST_IN_A_ROW:
-            raise DivergenceError(
-                f"The matching loss is {loss:.3g} and the pixel gradient {length:.3g} at step {step}, with a "
-                f"student lr of {float(student_lr):.3g}: lower model.lr_images, model.lr_student_lr or the weight of a "
-                "literal information term, or set model.image_gradient_clip."
-            )
-        if self.in_row == 1:
-            _log.warning("Step %d is skipped, as its loss or gradient is not finite.", step)
 
 
 def all_finite(*values: Tensor) -> bool:

@@ -1,22 +1,9 @@
 """What a distillation refuses before anything is built or written."""
 
-import math
-
 from mim4dd_pl.information.term import InformationTerm
 from mim4dd_pl.objectives.base import Objective
 from mim4dd_pl.objectives.synthetic import SoftLabels
 from mim4dd_pl.population.experts import Experts
-
-
-def check_steps(lr_images: float, lr_student_lr: float, momentum: float, segments_per_step: int) -> None:
-    """Refuse numbers of an outer step that are out of their range."""
-    for name, value in (("lr_images", lr_images), ("lr_student_lr", lr_student_lr)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"model.{name} must be at least 0 and finite, got {value}.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"model.momentum must lie in [0, 1), got {momentum}.")
-    if segments_per_step < 1:
-        raise ValueError(f"model.segments_per_step must be at least 1, got {segments_per_step}.")
 
 
 def check_experts(objective: Objective, experts: Experts, init: str, soft_labels: SoftLabels | None) -> None:

@@ -20,7 +20,7 @@ from mim4dd_pl.information.losses import balance
 from mim4dd_pl.information.term import InformationTerm
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
-from mim4dd_pl.modules.gradients import log_values
+from mim4dd_pl.modules.gradients import information_batch, log_values
 from mim4dd_pl.networks.convnet import ConvNet
 from mim4dd_pl.objectives.base import Objective
 from mim4dd_pl.objectives.distribution_matching import DistributionMatching
@@ -157,7 +157,7 @@ def test_trajectory_buffers_hold_the_segment_and_stay_out_of_checkpoints(
 ) -> None:
     module = initial(data, experts)
     segments = [module.store.segment(expert, epoch, 1) for expert in range(2) for epoch in range(2)]
-    assert any(torch.equal(module.segment_start[0], segment.start) for segment in segments)
+    assert any(torch.equal(module.segment_buffers.start[0], segment.start) for segment in segments)
     assert set(module.state_dict()) == {"synthetic.images", "synthetic.student_lr", "synthetic.labels"}
 
 
@@ -208,8 +208,8 @@ def test_segments_start_at_every_allowed_epoch_of_every_expert(data: ImageDataMo
         for expert in range(2):
             for epoch in range(2):
                 segment = module.store.segment(expert, epoch, 1)
-                if torch.equal(module.segment_start[0], segment.start):
-                    assert torch.equal(module.segment_target[0], segment.target)
+                if torch.equal(module.segment_buffers.start[0], segment.start):
+                    assert torch.equal(module.segment_buffers.target[0], segment.target)
                     seen.add((expert, epoch))
     assert len(seen) == 4
 
@@ -322,10 +322,9 @@ def test_images_may_move_by_adam(data: ImageDataModule, experts: Experts) -> Non
     torch.testing.assert_close(moved, 0.01 * gradient / (gradient.abs() + 1e-8), rtol=1e-3, atol=1e-6)
 
 
-def test_balanced_real_images_are_as_many_of_each_class(data: ImageDataModule, experts: Experts) -> None:
-    term = partial(InformationTerm, real_batch_size=30, real_sampling="balanced")
-    module = initial(data, experts, information=term)
-    batch = module._real_images(module.stream)
+def test_balanced_real_images_are_as_many_of_each_class(data: ImageDataModule, stream: Stream) -> None:
+    term = InformationTerm([(4, 4, 4)], 10, real_batch_size=60, real_sampling="balanced")
+    batch = information_batch(term, data.train, 2, stream)
     assert torch.bincount(batch.labels).tolist() == [3] * 10
 
 

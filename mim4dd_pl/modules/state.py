@@ -1,0 +1,69 @@
+"""What a run knows beside its tensors."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mim4dd_pl.basics.errors import DivergenceError
+
+_log = logging.getLogger(__name__)
+
+MOST_IN_A_ROW = 10
+"""A skipped step changes nothing but the segment that is drawn, so ten segments that all fail blame the images."""
+
+
+@dataclass
+class Skips:
+    """Counts the steps that are skipped.
+
+    Attributes:
+        in_row: How many since the last one that was made.
+        total: How many so far.
+    """
+
+    in_row: int = 0
+    total: int = 0
+
+    def count(self, step: int, loss: Tensor, length: Tensor, student_lr: Tensor) -> None:
+        """One more, with its loss, length of the pixel gradient and student lr; warns of the first of a row.
+
+        Raises:
+            DivergenceError: At the last of ``MOST_IN_A_ROW``.
+        """
+        self.in_row, self.total = self.in_row + 1, self.total + 1
+        if self.in_row >= MOST_IN_A_ROW:
+            raise DivergenceError(
+                f"The matching loss is {loss:.3g} and the pixel gradient {length:.3g} at step {step}, with a "
+                f"student lr of {float(student_lr):.3g}: lower model.lr_images, model.lr_student_lr or the weight of a "
+                "literal information term, or set model.image_gradient_clip."
+            )
+        if self.in_row == 1:
+            _log.warning("Step %d is skipped, as its loss or gradient is not finite.", step)
+
+
+@dataclass
+class RunState:
+    """What a checkpoint holds beside tensors, so that a resumed run computes as the first one did.
+
+    Attributes:
+        compiled: Whether the inner loop is compiled; None until this is decided.
+        skips: The steps that were skipped.
+        loaded_step: Outer steps of the checkpoint that was loaded; None in a fresh run.
+    """
+
+    compiled: bool | None = None
+    skips: Skips = field(default_factory=Skips)
+    loaded_step: int | None = None
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Add it to a checkpoint, which holds the number of its step already."""
+        checkpoint["compiled"] = self.compiled
+        checkpoint["skips"] = dict(vars(self.skips))
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self.compiled = checkpoint["compiled"]
+        self.skips = Skips(**checkpoint.get("skips", {}))
+        self.loaded_step = checkpoint["global_step"]
