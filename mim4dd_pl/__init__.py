@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mim4dd_pl.data.augment import DSA
     from mim4dd_pl.engine.flat import FlatNetwork
     from mim4dd_pl.engine.unroll import ExactUnroll
+    from mim4dd_pl.information.backward import balanced_backward
     from mim4dd_pl.information.critics import InfoNCECritic, SigmoidCritic
     from mim4dd_pl.information.heads import LinearHead
     from mim4dd_pl.information.term import InformationTerm
@@ -35,6 +36,7 @@ _HOMES = {
     "Stream": "basics.randomness",
     "SyntheticImages": "objectives.synthetic",
     "TrajectoryStore": "stored.trajectories",
+    "balanced_backward": "information.backward",
     "distill": "app.distill",
     "evaluate": "population.evaluate",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "SyntheticImages",
     "TrajectoryStore",
     "__version__",
+    "balanced_backward",
     "distill",
     "evaluate",
 ]
