@@ -417,8 +417,8 @@ def test_experts_of_another_recipe_are_refused_and_kept(here: Path, capsys: pyte
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     assert main(["fit", "-c", str(DIGITS), "--model.init_args.experts.training.lr=0.1"]) == 4
     assert (
-        "The trajectories of checkpoints/experts/digits/manifest.json do not fit: their training is"
-        in capsys.readouterr().err
+        "The trajectories of checkpoints/experts/digits/manifest.json do not fit: their training.lr is 0.05, "
+        "this run's is 0.1." in capsys.readouterr().err
     )
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
 
@@ -461,7 +461,7 @@ def test_trajectories_of_another_architecture_are_refused(here: Path, capsys: py
     experts = CONFIGS / "experts/digits.yaml"
     assert main(["fit", "-c", str(experts), *tiny(experts)]) == 0
     assert main(["fit", "-c", str(DIGITS), "--model.init_args.network.init_args.width=16"]) == 4
-    assert "do not fit: their network is ConvNet(" in capsys.readouterr().err
+    assert "do not fit: their network.width is 32, this run's is 16." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["images.pt", "labels.pt", "lr.pt"])
