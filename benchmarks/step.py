@@ -12,8 +12,6 @@ import torch
 
 from benchmarks import rig
 from mim4dd_pl.basics.randomness import Stream
-from mim4dd_pl.data.normalization import Normalization
-from mim4dd_pl.data.sets import ImageSet
 from mim4dd_pl.engine.compiled import CompiledDerivatives
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
@@ -51,7 +49,7 @@ def build(
     theta = torch.stack([network.initial(Stream(number)) for number in (1, 2)]).to(device)
     engine = CompiledDerivatives(network, classes * ipc, device) if compiled else Derivatives(network)
     objective = TrajectoryMatching(steps, 1, 1, unroll=FullGraphUnroll() if full else ExactUnroll())
-    scene = Scene(_no_images(classes), Segment(theta[:1], theta[1:]), Stream(3), [Stream(3)])
+    scene = Scene(Stream(3), [Stream(3)], segments=Segment(theta[:1], theta[1:]))
 
     def run() -> None:
         for _ in range(segments):
@@ -59,13 +57,6 @@ def build(
             torch.autograd.grad(match.loss.sum(), (synthetic.images, synthetic.student_lr))
 
     return run
-
-
-def _no_images(classes: int) -> ImageSet:
-    """Real images that trajectory matching does not look at."""
-    empty = torch.empty(0, dtype=torch.int64)
-    nothing = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    return ImageSet(nothing, empty, empty, Normalization(torch.zeros(3), torch.ones(3)), classes, "none")
 
 
 def main() -> None:

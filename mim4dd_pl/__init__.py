@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mim4dd_pl.data.augment import DSA
     from mim4dd_pl.engine.flat import FlatNetwork
     from mim4dd_pl.engine.unroll import ExactUnroll
+    from mim4dd_pl.engine.unroll import ExactUnroll, unroll
     from mim4dd_pl.information.backward import balanced_backward
     from mim4dd_pl.information.critics import InfoNCECritic, SigmoidCritic
     from mim4dd_pl.information.heads import LinearHead
@@ -39,6 +40,7 @@ _HOMES = {
     "balanced_backward": "information.backward",
     "distill": "app.distill",
     "evaluate": "population.evaluate",
+    "unroll": "engine.unroll",
 }
 """The file of each public name: torch takes seconds to import, in which the program must answer Ctrl-C."""
 
@@ -58,6 +60,7 @@ __all__ = [
     "balanced_backward",
     "distill",
     "evaluate",
+    "unroll",
 ]
 
 

@@ -181,7 +181,7 @@ def _looks(module: DistillationModule, data: ImageDataModule, analysis: Analysis
 
     t-SNE takes a little more than its share of points.
     """
-    layers, few = module.network.num_layers if analysis.tsne else 0, 100
+    maps, few = len(module.network.layer_shapes()) if analysis.tsne else 0, 100
     generator = Stream(0).generator()
     plane = seconds(lambda: tsne(torch.randn(few, 50, generator=generator), Stream(0)))
     size = data.train.images[0].numel()
@@ -189,4 +189,4 @@ def _looks(module: DistillationModule, data: ImageDataModule, analysis: Analysis
     queries = torch.rand(len(module.synthetic) + 2000, size, generator=generator)
     own = torch.full((len(queries),), -1)
     search = seconds(lambda: nearest(queries, own, [real])) * len(data.train) / len(real)
-    return layers * plane * analysis.real_images / few + search
+    return maps * plane * analysis.real_images / few + search

@@ -1,6 +1,7 @@
 """An outer step, from a few of its inner steps: minutes and memory."""
 
 import copy
+from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -9,14 +10,19 @@ from torch import Tensor
 from mim4dd_pl.app.timing import patience, seconds
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.engine.derivatives import Work
-from mim4dd_pl.engine.unroll import ExactUnroll, FullGraphUnroll
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.objectives.base import Objective, Scene
-from mim4dd_pl.objectives.performance_matching import PerformanceMatching
-from mim4dd_pl.objectives.trajectory_matching import TrajectoryMatching
 from mim4dd_pl.population.training import at_once
 from mim4dd_pl.stored.trajectories import Segment
+
+
+class _Measured(NamedTuple):
+    """A step of a shortened host: its work, its seconds, and the GiB that it keeps of the forward pass."""
+
+    work: Work
+    seconds: float
+    saved: float
 
 
 def outer_steps(module: DistillationModule, data: ImageDataModule, steps: int) -> tuple[float, float]:
@@ -26,48 +32,34 @@ def outer_steps(module: DistillationModule, data: ImageDataModule, steps: int) -
     """
     module.real = data.train.to(module.device)
     module.derivatives = module.choose_derivatives(steps)
-    if module.objective.epochs is not None:
+    if module.objective.reads_experts:
         module.segments = _MadeUpSegments(module)  # type: ignore[assignment]
-    whole, work = module.objective, _work(module)
-    measured, saved, works = [], [], []
-    for count, cold in ((1, patience(module.derivatives)), (3, 0.0)):
-        module.objective = _shortened(module, whole, count)
-        saved.append(_saved_for_backward(module))
-        measured.append(seconds(lambda: module.mean_gradients(0), cold))
-        works.append(_work(module))
-        module.objective = whole
-    few, more, whole_step = map(_passes, (*works, work))
-    second = measured[1] + (whole_step - more) / max(more - few, 1) * max(measured[1] - measured[0], 0.0)
-    growth = (saved[1] - saved[0]) / max(works[1].sweeps - works[0].sweeps, 1) * (work.sweeps - works[1].sweeps)
-    return steps * second / 60, growth
+    work = _work(module, module.objective)
+    size = _batch_size(module, work)
+    few = _measured(module, module.objective.shortened(1, size), patience(module.derivatives))
+    more = _measured(module, module.objective.shortened(3, size), 0.0)
+    slope = max(more.seconds - few.seconds, 0.0) / max(more.work.passes - few.work.passes, 1)
+    per_step = (more.saved - few.saved) / max(more.work.sweeps - few.work.sweeps, 1)
+    second = more.seconds + slope * (work.passes - more.work.passes)
+    return steps * second / 60, per_step * (work.sweeps - more.work.sweeps)
 
 
-def _shortened(module: DistillationModule, whole: Objective, steps: int) -> Objective:
-    """The objective with so many inner steps at most; each on what the device computes together, if there are more."""
-    short = copy.copy(whole)
-    short.unroll_steps = min(steps, whole.unroll_steps)
-    if not isinstance(short, TrajectoryMatching | PerformanceMatching) or isinstance(short.unroll, FullGraphUnroll):
-        return short
-    smaller = copy.copy(short)
-    smaller.synthetic_batch_size = module.derivatives.chunk(_work(module).batch_size, module.device)
-    try:
-        smaller.check(module.synthetic.images_per_class, module.network.num_classes)
-    except ValueError:
-        return short
-    return smaller if whole.unroll_steps > 3 else short
-
-
-def _work(module: DistillationModule) -> Work:
-    """Of one segment; a full graph, which asks the derivatives for nothing, does as much on its own."""
-    objective = copy.copy(module.objective)
-    if isinstance(objective, TrajectoryMatching | PerformanceMatching):
-        objective.unroll = ExactUnroll()
+def _work(module: DistillationModule, objective: Objective) -> Work:
     return objective.work(module.synthetic.images_per_class, module.network.num_classes)
 
 
-def _passes(work: Work) -> int:
-    """Images that go forward, three for a gradient and eight for a sweep, as :meth:`Work.seconds` has it."""
-    return work.batch_size * (3 * work.gradients + 8 * work.sweeps)
+def _batch_size(module: DistillationModule, work: Work) -> int:
+    """Images of a measured inner step: those that are computed together, if the steps are more than are measured."""
+    short = work.one_graph or _work(module, module.objective.shortened(3, work.batch_size)) == work
+    return work.batch_size if short else module.derivatives.chunk(work.batch_size, module.device)
+
+
+def _measured(module: DistillationModule, objective: Objective, patience: float) -> _Measured:
+    module = copy.copy(module)
+    module.objective = objective
+    # In this order: the first step compiles, which it cannot while saved tensors are watched.
+    took = seconds(lambda: module.mean_gradients(0), patience)
+    return _Measured(_work(module, objective), took, _saved_for_backward(module))
 
 
 class _Packed:
@@ -89,7 +81,7 @@ def _saved_for_backward(module: DistillationModule) -> float:
     segments = None
     if module.segments is not None:
         segments = Segment(*(row.to(module.device).expand(count, -1) for row in module.segments.read(0, 0)))
-    scene = Scene(module.real, segments, Stream(0), [Stream(number) for number in range(count)])
+    scene = Scene(Stream(0), [Stream(number) for number in range(count)], module.real, segments)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
         match = module.objective(module.derivatives, module.synthetic, scene)
     storages = [packed.tensor.untyped_storage() for packed in kept]

@@ -17,10 +17,42 @@ _log = logging.getLogger(__name__)
 Compile = Literal["auto", True, False]
 
 _WORTH_COMPILING = 25.0
-"""Seconds of plain work for each layer with parameters, as :meth:`Work.seconds` estimates them, from which compiling
+"""Seconds of plain work for each module with parameters, as :meth:`Work.seconds` estimates them, from which compiling
 pays for itself: it takes one to two minutes for the 7 layers of ConvNetD3, and five to nine for the 41 of ResNet18."""
 
 _VARIANTS = 256
+
+
+class _Functions:
+    """What is compiled: pure functions of a network in the form for the compiler."""
+
+    def __init__(self, network: FlatNetwork, device: torch.device) -> None:
+        self.network = FlatNetwork(
+            lambda shape, classes: lower(network.factory(shape, classes), device),
+            network.image_shape,
+            network.num_classes,
+        )
+
+    def losses(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with NormsAsFormulas():
+            return network_losses(self.network, theta, images, labels)
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        g: Tensor = grad(lambda theta: self.losses(theta, images, labels).sum())(theta)
+        return g
+
+    def sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        def s(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            value = jvp(lambda theta: self.losses(theta, images, labels), (theta,), (cotangent,))[1]
+            return value.sum(), value
+
+        inputs = (0, 1, 2) if soft(labels) else (0, 1)
+        (to_theta, to_images, *to_labels), value = grad(s, argnums=inputs, has_aux=True)(theta, images, labels)
+        return value, to_theta, to_images, to_labels[0] if to_labels else None
+
+    def direct(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        value, _, *others = self.sweep(theta, images, labels, cotangent)
+        return value, torch.zeros_like(theta), *others  # the compiler leaves out what is not returned
 
 
 class CompiledDerivatives(Derivatives):
@@ -39,37 +71,10 @@ class CompiledDerivatives(Derivatives):
         super().__init__(network)
         self.size = self.chunk(batch_size, device)
         self.device = device
-        lowered = FlatNetwork(
-            lambda shape, classes: lower(network.factory(shape, classes), device),
-            network.image_shape,
-            network.num_classes,
-        )
-
-        def losses(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-            with NormsAsFormulas():
-                return network_losses(lowered, theta, images, labels)
-
-        def gradient(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-            g: Tensor = grad(lambda theta: losses(theta, images, labels).sum())(theta)
-            return g
-
-        def sweep(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-            def s(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-                value = jvp(lambda theta: losses(theta, images, labels), (theta,), (cotangent,))[1]
-                return value.sum(), value
-
-            inputs = (0, 1, 2) if soft(labels) else (0, 1)
-            (to_theta, to_images, *to_labels), value = grad(s, argnums=inputs, has_aux=True)(theta, images, labels)
-            return value, to_theta, to_images, to_labels[0] if to_labels else None
-
-        def direct(theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-            value, _, *others = sweep(theta, images, labels, cotangent)
-            return value, torch.zeros_like(theta), *others  # the compiler leaves out what is not returned
-
+        plain, mode = _Functions(network, device), "reduce-overhead" if device.type == "cuda" else None
         self._functions: dict[str, Callable[..., Any]] = {
-            "gradient": self._compiled(gradient),
-            "sweep": self._compiled(sweep),
-            "direct": self._compiled(direct),
+            function.__name__: torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+            for function in (plain.gradient, plain.sweep, plain.direct)
         }
         self._proven: set[str] = set()
 
@@ -81,10 +86,6 @@ class CompiledDerivatives(Derivatives):
         name = "sweep" if along_theta else "direct"
         parts: tuple[Any, ...] | None = self._call(name, theta, images, labels, cotangent)
         return super()._sweep(theta, images, labels, cotangent, along_theta) if parts is None else Sweep(*parts)
-
-    def _compiled(self, function: Callable[..., Tensor | tuple[Tensor | None, ...]]) -> Callable[..., Any]:
-        graphs = "reduce-overhead" if self.device.type == "cuda" else None
-        return torch.compile(function, fullgraph=True, dynamic=False, mode=graphs)
 
     def _call(self, name: str, theta: Tensor, images: Tensor, *others: Tensor) -> Any:
         """What the compiled function returns; None for another size, or where it does not compile."""
@@ -126,7 +127,9 @@ def worth_compiling(network: FlatNetwork, compile: Compile, work: Work) -> bool:
 
     It goes by the recipe and not by the clock, so that a repeated run decides as the first one did.
     """
-    return work.seconds(network) > _WORTH_COMPILING * network.num_layers if compile == "auto" else compile
+    if work.one_graph or compile != "auto":
+        return bool(compile) and not work.one_graph
+    return work.seconds(network) > _WORTH_COMPILING * network.num_parametric_modules
 
 
 def derivatives(network: FlatNetwork, compile: bool, batch_size: int, device: torch.device) -> Derivatives:

@@ -9,7 +9,7 @@ Symbols: K networks, each with P parameters and a minibatch of B images of shape
 (K, B), or soft labels (K, B, C), along which a sweep has a derivative too.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.engine.flat import FlatNetwork
-
-# --- hosts ---------------------------------------------------------------------------------------------------------
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -90,11 +88,12 @@ class Derivatives:
         ]
         if len(parts) == 1:
             return parts[0]
+        s, to_theta, to_images, to_labels = zip(*parts, strict=True)
         return Sweep(
-            torch.stack([part.s for part in parts]).mean(0),
-            torch.stack([part.theta for part in parts]).mean(0),
-            torch.cat([part.images for part in parts], 1) / len(parts),
-            torch.cat([cast(Tensor, part.labels) for part in parts], 1) / len(parts) if soft(labels) else None,
+            torch.stack(s).mean(0),
+            torch.stack(to_theta).mean(0),
+            torch.cat(to_images, 1) / len(parts),
+            torch.cat(to_labels, 1) / len(parts) if soft(labels) else None,
         )
 
     def chunk(self, batch_size: int, device: torch.device) -> int:
@@ -138,17 +137,21 @@ class Work(NamedTuple):
         batch_size: B of its minibatches.
         gradients: Gradients of single networks.
         sweeps: Sweeps of single networks.
+        one_graph: As much is done by autograd through everything, which is neither compiled nor cut into chunks.
     """
 
     batch_size: int
     gradients: int
     sweeps: int = 0
+    one_graph: bool = False
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of single images that take as long: three for a gradient, eight for a sweep."""
+        return self.batch_size * (3 * self.gradients + 8 * self.sweeps)
 
     def seconds(self, network: FlatNetwork) -> float:
-        """Roughly what it takes in plain form on two cores.
-
-        A gradient is three forward passes and a sweep eight, at 100 GFLOP/s, over a floor of 1 and 3 ms a call.
-        """
+        """Roughly what it takes in plain form on two cores: at 100 GFLOP/s, over a floor of 1 and 3 ms a call."""
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             # Two images: a batch norm may refuse one.
             network(network.initial(Stream(0)), torch.zeros(2, *network.image_shape))

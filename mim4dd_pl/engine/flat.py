@@ -4,18 +4,21 @@ Trajectories, unrolls and populations speak of a network's parameters as one vec
 :class:`FlatNetwork` reads such a vector: theta, images -> logits.
 """
 
-import math
+import copy
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
 
 from mim4dd_pl.basics.identity import Identity, identity
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network, NetworkFactory
 from mim4dd_pl.networks.batchnorm import Statistics, batch_norms, measure
+from mim4dd_pl.networks.external import make_pure
 
 
 class _ShowLayers(nn.Module):
@@ -41,7 +44,7 @@ class FlatNetwork:
 
     Attributes:
         num_parameters: P.
-        num_layers: Modules that hold parameters of their own.
+        num_parametric_modules: Modules that hold parameters of their own: more than there are feature maps.
         mixes_images: Whether an image's logits depend on the others of its batch: with batch norm they do, else it is
             measured.
     """
@@ -54,10 +57,42 @@ class FlatNetwork:
             self._network = factory(image_shape, num_classes).requires_grad_(False)
         self._show_layers = _ShowLayers(self._network)
         self._shapes = {name: p.shape for name, p in self._network.named_parameters()}
-        self._sizes = [math.prod(shape) for shape in self._shapes.values()]
+        self._sizes = [shape.numel() for shape in self._shapes.values()]
         self.num_parameters = sum(self._sizes)
-        self.num_layers = len({name.rpartition(".")[0] for name in self._shapes})
+        self.num_parametric_modules = len({name.rpartition(".")[0] for name in self._shapes})
         self.mixes_images = self._measure_mixing()
+
+    @classmethod
+    def of(cls, module: nn.Module, image_shape: ImageShape) -> "FlatNetwork":
+        """Somebody's classifier, as it computes in training, with the parameters that it has now as initial ones.
+
+        A copy of it: norms take the statistics of their minibatch and remember none, dropout is off. It shows no
+        layers.
+
+        Args:
+            module: (B, c, h, w) -> logits (B, C).
+            image_shape: (c, h, w).
+
+        Raises:
+            ValueError: If ``module`` has no parameters, returns no logits, or has norms in evaluation mode.
+        """
+        if not any(True for _ in module.parameters()):
+            raise ValueError(f"model must have parameters, {type(module).__name__} has none.")
+        norms = [norm for norm in module.modules() if isinstance(norm, _NormBase)]
+        if any(norm.track_running_stats and not norm.training for norm in norms):
+            raise ValueError(
+                f"model has a {type(norms[0]).__name__} in evaluation mode, training takes the statistics of each "
+                "minibatch: call model.train() first."
+            )
+        pure = copy.deepcopy(module)
+        make_pure(pure)
+        with torch.no_grad():
+            logits = pure(torch.zeros(2, *image_shape).to(next(pure.parameters())))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model must return logits of shape (B, C), got {got} for B = 2.")
+        factory = cast(NetworkFactory, lambda *_: copy.deepcopy(pure))
+        return cls(factory, image_shape, logits.shape[1])
 
     @property
     def name(self) -> str:
@@ -74,6 +109,7 @@ class FlatNetwork:
         if batch_norms(self._network):
             return True
         images = torch.randn(4, *self.image_shape, generator=Stream(0).at("mixing").generator())
+        images = images.to(next(self._network.parameters()))
         together = self._network(images)
         alone = torch.cat([self._network(half) for half in images.split(2)])
         return not torch.allclose(together, alone, rtol=1e-3, atol=1e-4)

@@ -5,7 +5,7 @@ r"""The inner loop: students trained for N steps, differentiable in images, lear
 All three classes compute the same theta_N; they differ in how the gradient comes back. :class:`ExactUnroll` (the
 default) is exact at the memory of one step plus what the optimiser keeps, :class:`FullGraphUnroll` is autograd through
 everything (the oracle, and what the field's code does), :class:`DetachedUnroll` is TESLA's approximation. Soft labels
-are differentiated like images; classes have no gradient.
+are differentiated like images; classes have no gradient. :func:`unroll` is the exact one for a module of one's own.
 
 The exact gradient: with v the cotangent of :math:`\theta_{i+1}`, and u that of the gradient :math:`g_i`, which the
 optimiser pulls back from :math:`-\alpha v`, one sweep per step from the last to the first:
@@ -18,17 +18,21 @@ optimiser pulls back from :math:`-\alpha v`, one sweep per step from the last to
 Only one step's graph exists at a time. K students are unrolled at once, each from its own start on its own minibatches.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mim4dd_pl.engine.derivatives import Derivatives, soft
-from mim4dd_pl.engine.optimizers import InnerOptimizer, State
+from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.engine.derivatives import Derivatives, Work, soft
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.engine.optimizers import SGD, InnerOptimizer, State
 
 Minibatch = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """(all synthetic images (S, c, h, w), their labels (S,) or (S, C), step) -> x_i (K, B, c, h, w) and y_i (K, B) or
@@ -74,6 +78,10 @@ class InnerLoop:
 class Unroll(ABC):
     """A way to differentiate through N steps of training."""
 
+    def work(self, batch_size: int, steps: int, window: int) -> Work:
+        """What ``steps`` steps on ``batch_size`` images each take, the last ``window`` of them differentiated."""
+        return Work(batch_size, gradients=steps, sweeps=window)
+
     @abstractmethod
     def __call__(self, loop: InnerLoop, images: Tensor, labels: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
         """Parameters after the inner loop.
@@ -114,6 +122,9 @@ class DetachedUnroll(Unroll):
 
 class FullGraphUnroll(Unroll):
     """Autograd through the whole inner loop; memory grows with N. Never compiled: for tests and comparisons."""
+
+    def work(self, batch_size: int, steps: int, window: int) -> Work:
+        return super().work(batch_size, steps, window)._replace(one_graph=True)
 
     def __call__(self, loop: InnerLoop, images: Tensor, labels: Tensor, student_lr: Tensor, start: Tensor) -> Tensor:
         window, optimizer = loop.differentiated, loop.optimizer
@@ -184,3 +195,101 @@ class _Replay(torch.autograd.Function):
             to_theta = to_theta + swept.theta
         to_start = to_theta if first == 0 else torch.zeros_like(to_theta)
         return to_images, to_labels, to_lr, to_start, None, None
+
+
+def unroll(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    lr: float | Tensor,
+    steps: int,
+    start: Tensor | Mapping[str, Tensor] | None = None,
+    minibatch: Minibatch | None = None,
+) -> Tensor:
+    r"""Parameters after N steps of SGD on the mean cross-entropy, with their exact gradient in constant memory.
+
+    .. math:: \theta_{i+1} = \theta_i - \alpha\, \nabla_\theta CE(\theta_i; x, y),\qquad i = 0, .., N - 1
+
+    The graph leads to images, soft labels, lr and start (by default to the parameters of ``model``). Beside
+    :math:`\theta_0, .., \theta_N` it keeps nothing, and its backward pass needs the memory of one step. The model
+    itself is not changed; its norms take the statistics of the images as in training, and its dropout is off::
+
+        theta = unroll(model, images, labels, lr, steps=50)
+        named = FlatNetwork.of(model, image_shape).unflatten(theta)
+        cross_entropy(torch.func.functional_call(model, named, (real,)), real_labels).backward()  # to images.grad
+
+    Source: the objective is that of Wang et al. 2018 (arXiv:1811.10959), Algorithm 1; the gradient is derived above.
+
+    Args:
+        model: A classifier, (B, c, h, w) -> logits (B, C), with parameters of one type on one device.
+        images: Shape (B, c, h, w), of the type and on the device of the parameters; any real numbers.
+        labels: Classes, shape (B,), int64 in 0..C-1; or soft labels, shape (B, C), rows that add up to 1.
+        lr: alpha, positive and finite; a number or a tensor of shape ().
+        steps: N, at least 1.
+        start: :math:`\theta_0`, of shape (P,) in the order of ``model.parameters()``, or by the names of
+            ``model.named_parameters()``; by default the parameters of ``model``.
+        minibatch: (images, labels, i) -> the images and labels of step i, e.g. chosen or augmented; all by default. It
+            is called again in the backward pass and must then return what it returned before.
+
+    Returns:
+        :math:`\theta_N`, shape (P,), in the order of ``model.parameters()``.
+
+    Raises:
+        ValueError: If an argument is not as said above, or the model has batch norms in evaluation mode.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    alpha = torch.as_tensor(lr, dtype=images.dtype, device=images.device)
+    if alpha.ndim or not 0 < alpha.item() < math.inf:
+        raise ValueError(f"lr must be one positive and finite number, got {lr}.")
+    if images.ndim != 4:
+        raise ValueError(f"images must be of shape (B, c, h, w), got {tuple(images.shape)}.")
+    first = next(model.parameters(), images)
+    if (images.dtype, images.device) != (first.dtype, first.device):
+        raise ValueError(
+            f"images must be as the model's parameters, {first.dtype} on {first.device}, got {images.dtype} on "
+            f"{images.device}."
+        )
+    network = FlatNetwork.of(model, (images.shape[1], images.shape[2], images.shape[3]))
+    _check_labels(labels, len(images), network.num_classes)
+    theta = _vector(dict(model.named_parameters()) if start is None else start, network)
+
+    def draw(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        x, y = (images, labels) if minibatch is None else minibatch(images, labels, step)
+        return x[None], y[None]
+
+    loop = InnerLoop(_WithoutFusedAttention(network), SGD(), draw, steps)
+    return ExactUnroll()(loop, images, labels, alpha, theta[None])[0]
+
+
+class _WithoutFusedAttention(Derivatives):
+    """Attention by its formula: fused kernels have no second derivative."""
+
+    def loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return super().loss(theta, images, labels)
+
+
+def _check_labels(labels: Tensor, count: int, num_classes: int) -> None:
+    shape = (count, num_classes) if soft(labels) else (count,)
+    if labels.shape != shape:
+        kind = "soft labels" if soft(labels) else "classes"
+        raise ValueError(f"labels must be of shape {shape}, {kind} of {count} images, got {tuple(labels.shape)}.")
+    if not soft(labels) and (labels.dtype != torch.int64 or labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(
+            f"labels must be int64 in 0..{num_classes - 1}, got {labels.dtype} in {labels.min()}..{labels.max()}."
+        )
+
+
+def _vector(start: Tensor | Mapping[str, Tensor], network: FlatNetwork) -> Tensor:
+    """``start`` as one vector (P,), with its graph."""
+    if not isinstance(start, Tensor):
+        wanted = network.unflatten(network.initial(Stream(0)))
+        if odd := sorted(start.keys() ^ wanted.keys()):
+            raise ValueError(f"start must hold each parameter of the model under its name, got it wrong for {odd[0]}.")
+        start = torch.cat([start[name].reshape(-1) for name in wanted])
+    if start.shape != (network.num_parameters,):
+        raise ValueError(
+            f"start must hold the {network.num_parameters:,} parameters of the model, got shape {tuple(start.shape)}."
+        )
+    return start

@@ -176,7 +176,7 @@ class DistillationModule(L.LightningModule):
     @property
     def needs_experts(self) -> bool:
         """Whether a fit reads experts, and trains those that are missing."""
-        return self.objective.epochs is not None
+        return self.objective.reads_experts
 
     @torch.no_grad()
     def seen_by_expert(self, images: Tensor) -> Tensor | None:
@@ -279,7 +279,7 @@ class DistillationModule(L.LightningModule):
         """The sum over some segments of a step, computed together."""
         streams = [self.stream.at("segment", step, index) for index in indices]
         inner = [stream.at("inner loop") for stream in streams]
-        scene = Scene(self.real, self._load_segments(step, indices), self.stream.at("step", step), inner)
+        scene = Scene(self.stream.at("step", step), inner, self.real, self._load_segments(step, indices))
         match = self.objective(self.derivatives, self.synthetic, scene)
         term, count = self.information, self.segments_per_step
         real = [] if term is None else [information_batch(term, self.real, count, s.at("real batch")) for s in streams]

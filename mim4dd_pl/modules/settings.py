@@ -16,7 +16,7 @@ def check_experts(objective: Objective, experts: Experts, init: str, soft_labels
         )
     if soft_labels is not None and init != "real":
         raise ValueError("model.soft_labels start as an expert's view of real images: set model.init to real.")
-    if soft_labels is not None and objective.epochs is None:
+    if soft_labels is not None and not objective.reads_experts:
         raise ValueError(
             f"model.soft_labels start as an expert's view, and {type(objective).__name__} reads no experts: take "
             "TrajectoryMatching, or leave model.soft_labels out."
@@ -30,7 +30,7 @@ def check_information(information: InformationTerm, objective: Objective, segmen
             f"model.information.real_batch_size must be at least model.segments_per_step, got "
             f"{information.real_batch_size} for {segments_per_step} segments."
         )
-    if information.needs_expert and objective.epochs is None:
+    if information.needs_expert and not objective.reads_experts:
         raise ValueError(
             f"model.information.networks is own, and {type(objective).__name__} reads no experts to see the real "
             "images: set it to shared or student."

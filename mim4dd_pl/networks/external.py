@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
 
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
-from mim4dd_pl.networks.batchnorm import BatchNorm, batch_norms
+from mim4dd_pl.networks.batchnorm import BatchNorm
 
 
 class External(Network):
@@ -64,7 +65,7 @@ class External(Network):
                 f"layers must name submodules of {model}, got {list(layers)}: choose among "
                 f"{', '.join(name for name in names if name.count('.') < 2)} and their parts."
             )
-        _make_pure(self.model)
+        make_pure(self.model)
         if buffers := [name for name, _ in self.model.named_buffers()]:
             raise ValueError(
                 f"model {model} has the buffer {buffers[0]}: expected parameters and batch norms only; "
@@ -123,16 +124,17 @@ def _importable(path: str) -> Callable[..., nn.Module]:
     return found
 
 
-def _make_pure(model: nn.Module) -> None:
-    """Take out what draws random numbers, remembers batches or overwrites feature maps."""
+def make_pure(model: nn.Module) -> None:
+    """Take out of ``model`` what draws random numbers, remembers batches or overwrites feature maps."""
     model.eval()  # no dropout, no stochastic depth
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:
                 setattr(parent, name, _without_memory(child))
-    for norm in batch_norms(model).values():  # those derived from torch's take the minibatch's without their own
-        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
     for module in model.modules():
+        if isinstance(module, _NormBase):  # takes its input's statistics without its own
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+            module.track_running_stats = False
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
         if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):

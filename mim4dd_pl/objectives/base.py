@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -30,21 +29,35 @@ class Match(NamedTuple):
     expert: Tensor | None
 
 
-@dataclass(frozen=True)
 class Scene:
     """What a host may look at beside the synthetic images, for K segments of an outer step.
 
     Args:
-        real: The training images, on the device.
-        segments: Expert parameters at epochs t and t + M, each of shape (K, P); None for hosts without ``epochs``.
         step: Decides what the segments of an outer step share.
         streams: Decide minibatches, augmentation and fresh networks, one for each segment.
+        real: The training images, on the device; for hosts that read some.
+        segments: Expert parameters at epochs t and t + M, each of shape (K, P); for hosts that read experts.
     """
 
-    real: ImageSet
-    segments: Segment | None
-    step: Stream
-    streams: Sequence[Stream]
+    def __init__(
+        self, step: Stream, streams: Sequence[Stream], real: ImageSet | None = None, segments: Segment | None = None
+    ) -> None:
+        self.step, self.streams = step, streams
+        self._real, self._segments = real, segments
+
+    @property
+    def real(self) -> ImageSet:
+        """The training images; raises ValueError if there are none."""
+        if self._real is None:
+            raise ValueError("This host reads real images: give them to the scene as real.")
+        return self._real
+
+    @property
+    def segments(self) -> Segment:
+        """Parameters of experts; raises ValueError if there are none."""
+        if self._segments is None:
+            raise ValueError("This host reads experts: give their parameters to the scene as segments.")
+        return self._segments
 
 
 class Objective(ABC):
@@ -52,11 +65,14 @@ class Objective(ABC):
 
     Attributes:
         epochs: Which epochs of experts it reads; None if it reads none.
-        unroll_steps: N; inner steps of a student, at most.
     """
 
     epochs: Epochs | None = None
-    unroll_steps: int = 1
+
+    @property
+    def reads_experts(self) -> bool:
+        """Whether it looks at trajectories of experts."""
+        return self.epochs is not None
 
     def check(self, images_per_class: int, num_classes: int) -> None:
         """Raise ValueError if the settings cannot work with so many synthetic images."""
@@ -65,6 +81,10 @@ class Objective(ABC):
     @abstractmethod
     def work(self, images_per_class: int, num_classes: int) -> Work:
         """What one segment asks of the derivatives, on average."""
+
+    def shortened(self, steps: int, batch_size: int) -> "Objective":
+        """A smaller copy to measure: at most so many inner steps, each on so many synthetic images; itself without."""
+        return self
 
     @abstractmethod
     def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:

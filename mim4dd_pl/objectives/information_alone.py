@@ -25,7 +25,6 @@ class InformationAlone(Objective):
         return Work(images_per_class * num_classes, gradients=0)
 
     def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
-        assert scene.segments is not None
         target = scene.segments.target
         nothing = (0.0 * synthetic.images.sum()).expand(len(target))
         return Match(nothing, target, target)

@@ -1,5 +1,7 @@
 """Performance matching: students trained on the synthetic images should classify real ones."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.engine.derivatives import Derivatives, Work
 from mim4dd_pl.engine.optimizers import InnerOptimizer, Momentum
-from mim4dd_pl.engine.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
+from mim4dd_pl.engine.unroll import ExactUnroll, InnerLoop, Unroll
 from mim4dd_pl.objectives.base import Match, Objective, Scene
 from mim4dd_pl.objectives.sampling import Chunks, check_size, fresh, real_batch
 from mim4dd_pl.objectives.synthetic import SyntheticImages
@@ -79,16 +81,21 @@ class PerformanceMatching(Objective):
 
     def work(self, images_per_class: int, num_classes: int) -> Work:
         size = self.synthetic_batch_size or images_per_class * num_classes
-        window = self._shortest()
-        mean = (window + self.unroll_steps) // 2
-        whole = isinstance(self.unroll, FullGraphUnroll)
-        return Work(size, gradients=0 if whole else mean, sweeps=0 if whole else window)
+        window = self.window or self.unroll_steps
+        return self.unroll.work(size, (window + self.unroll_steps) // 2, window)
+
+    def shortened(self, steps: int, batch_size: int) -> "PerformanceMatching":
+        short = copy.copy(self)
+        short.unroll_steps, short.synthetic_batch_size = min(steps, self.unroll_steps), batch_size
+        short.window = None if self.window is None else min(steps, self.window)
+        return short
 
     def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
         classes = derivatives.network.num_classes
         size = self.synthetic_batch_size or len(synthetic)
         minibatch = Chunks(size, scene.streams, self._augmented, balanced=True, num_classes=classes)
-        window, steps = self._shortest(), self._steps(scene.step)
+        steps = self._steps(scene.step)
+        window = self.window or steps
         loop = InnerLoop(derivatives, self.optimizer, minibatch, steps, range(steps - window, steps))
         start = fresh(derivatives.network, scene.streams, synthetic.images)
         student = self.unroll(loop, synthetic.images, synthetic.targets, synthetic.student_lr, start)
@@ -97,14 +104,11 @@ class PerformanceMatching(Objective):
         loss = derivatives.loss(student, torch.stack(images), torch.stack([batch.labels for batch in real]))
         return Match(loss, student, None)
 
-    def _shortest(self) -> int:
-        # An estimate shortens the inner loop.
-        return min(self.window or self.unroll_steps, self.unroll_steps)
-
     def _steps(self, stream: Stream) -> int:
         """How long the students of an outer step are trained."""
-        spare = self.unroll_steps - self._shortest()
-        return self._shortest() + int(torch.randint(spare + 1, (), generator=stream.at("steps").generator()))
+        shortest = self.window or self.unroll_steps
+        spare = torch.randint(self.unroll_steps - shortest + 1, (), generator=stream.at("steps").generator())
+        return shortest + int(spare)
 
     def _augmented(self, images: Tensor, stream: Stream, step: int = 0) -> Tensor:
         return images if self.augment is None else self.augment.siamese(images, stream.at("augment"))

@@ -1,5 +1,7 @@
 """Trajectory matching: students should go where experts went."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.engine.derivatives import Derivatives, Work
 from mim4dd_pl.engine.optimizers import SGD, InnerOptimizer
-from mim4dd_pl.engine.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
+from mim4dd_pl.engine.unroll import ExactUnroll, InnerLoop, Unroll
 from mim4dd_pl.objectives.base import Match, Objective, Scene
 from mim4dd_pl.objectives.losses import parameter_distance
 from mim4dd_pl.objectives.sampling import Chunks, check_size
@@ -70,12 +72,14 @@ class TrajectoryMatching(Objective):
 
     def work(self, images_per_class: int, num_classes: int) -> Work:
         size = self.synthetic_batch_size or images_per_class * num_classes
-        # Students of a full graph ask for losses only, and differentiate them on their own.
-        sweeps = 0 if isinstance(self.unroll, FullGraphUnroll) else self.unroll_steps
-        return Work(size, gradients=sweeps, sweeps=sweeps)
+        return self.unroll.work(size, self.unroll_steps, window=self.unroll_steps)
+
+    def shortened(self, steps: int, batch_size: int) -> "TrajectoryMatching":
+        short = copy.copy(self)
+        short.unroll_steps, short.synthetic_batch_size = min(steps, self.unroll_steps), batch_size
+        return short
 
     def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
-        assert scene.segments is not None
         start, target = scene.segments
         minibatch = Chunks(self.synthetic_batch_size or len(synthetic), scene.streams, self._augmented)
         loop = InnerLoop(derivatives, self.optimizer, minibatch, self.unroll_steps)

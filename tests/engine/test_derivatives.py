@@ -248,9 +248,9 @@ def test_auto_compiles_long_work_only(wide: FlatNetwork) -> None:
     assert worth_compiling(wide, True, short)
     # Compiling takes its time for each layer: what pays for a shallow network does not for a deep one.
     deep = FlatNetwork(partial(ResNet18, width=4), (3, 8, 8), 4)
-    seconds = 30 * wide.num_layers  # of plain work
+    seconds = 30 * wide.num_parametric_modules  # of plain work
     shallow, same = (Work(BATCH, round(seconds / Work(BATCH, 1).seconds(network))) for network in (wide, deep))
-    assert [wide.num_layers, deep.num_layers] == [5, 41]
+    assert [wide.num_parametric_modules, deep.num_parametric_modules] == [5, 41]
     assert worth_compiling(wide, "auto", shallow)
     assert not worth_compiling(deep, "auto", same)
     assert not worth_compiling(wide, False, long)

@@ -39,7 +39,7 @@ def synthetic(stream: Stream) -> SyntheticImages:
 
 @pytest.fixture
 def scene(real: ImageSet, stream: Stream) -> Scene:
-    return Scene(real, None, stream.at("step"), [stream.at("segment", number) for number in range(2)])
+    return Scene(stream.at("step"), [stream.at("segment", number) for number in range(2)], real)
 
 
 def drawn(scene: Scene, stream: Stream, per_class: int) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def test_loss_and_gradient_equal_the_transcription(
 def test_hosts_without_experts_show_none(
     network: FlatNetwork, synthetic: SyntheticImages, scene: Scene, objective: Objective, _: Transcription
 ) -> None:
-    assert objective.epochs is None
+    assert not objective.reads_experts
     match = objective(Derivatives(network), synthetic, scene)
     assert match.expert is None
     assert match.student.shape == (2, network.num_parameters)
@@ -188,7 +188,7 @@ def test_the_term_alone_matches_nothing_and_shows_the_expert(
     network: FlatNetwork, synthetic: SyntheticImages, scene: Scene, stream: Stream
 ) -> None:
     rows = randn(stream.at("experts"), 2, 2, network.num_parameters)
-    match = InformationAlone(3)(Derivatives(network), synthetic, Scene(scene.real, Segment(*rows), stream, []))
+    match = InformationAlone(3)(Derivatives(network), synthetic, Scene(stream, [], segments=Segment(*rows)))
     assert match.expert is not None
     assert torch.equal(match.expert, rows[1])
     assert match.loss.tolist() == [0, 0]

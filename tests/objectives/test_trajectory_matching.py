@@ -6,7 +6,6 @@ from torch import Tensor
 
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
-from mim4dd_pl.data.sets import ImageSet
 from mim4dd_pl.engine.derivatives import Derivatives, Sweep, Work
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.engine.unroll import FullGraphUnroll, Unroll
@@ -33,8 +32,9 @@ def segments(network: FlatNetwork, stream: Stream) -> Segment:
 
 
 @pytest.fixture
-def scene(segments: Segment, stream: Stream, real: ImageSet) -> Scene:
-    return Scene(real, segments, stream.at("step"), [stream.at("segment", number) for number in range(2)])
+def scene(segments: Segment, stream: Stream) -> Scene:
+    """Without real images, which this host does not read."""
+    return Scene(stream.at("step"), [stream.at("segment", number) for number in range(2)], segments=segments)
 
 
 def transcription(network: FlatNetwork, synthetic: SyntheticImages, segment: Segment, stream: Stream) -> Tensor:
@@ -62,7 +62,6 @@ def test_loss_and_gradient_equal_the_transcription(
     objective = TrajectoryMatching(3, 1, 1, synthetic_batch_size=4, augment=DSA(), unroll=unroll)
     learned = (synthetic.images, synthetic.student_lr)
     match, segments = objective(Derivatives(network), synthetic, scene), scene.segments
-    assert segments is not None
     for k in range(2):
         expected = transcription(network, synthetic, Segment(*(row[k] for row in segments)), scene.streams[k])
         torch.testing.assert_close(match.loss[k], expected)
@@ -78,7 +77,6 @@ def test_match_shows_the_student_with_its_graph_and_the_experts_target(
     network: FlatNetwork, synthetic: SyntheticImages, scene: Scene
 ) -> None:
     match = TrajectoryMatching(2, 1, 1)(Derivatives(network), synthetic, scene)
-    assert scene.segments is not None
     assert match.expert is scene.segments.target
     assert match.student.requires_grad
     assert not torch.equal(match.student, scene.segments.start)
@@ -113,7 +111,6 @@ def test_start_epochs_move_up_to_the_last_and_stay_there() -> None:
 
 def test_ignored_parameters_are_not_compared(network: FlatNetwork, synthetic: SyntheticImages, scene: Scene) -> None:
     """Half of the parameters ignored: the distance is that of the deeper half."""
-    assert scene.segments is not None
     match = TrajectoryMatching(2, 1, 1, ignored_fraction=0.5)(Derivatives(network), synthetic, scene)
     half = network.num_parameters // 2
     for loss, student, start, target in zip(match.loss, match.student, *scene.segments, strict=True):
