@@ -1,7 +1,7 @@
 """How long the parts of a run take on this machine: each is run a few times as the run itself would do it.
 
-On a CPU large minibatches are computed in chunks one after another (:meth:`~mim4dd_pl.derivatives.Derivatives.chunk`),
-so one chunk is measured and multiplied.
+On a CPU large minibatches are computed in chunks one after another
+(:meth:`~mim4dd_pl.engine.derivatives.Derivatives.chunk`), so one chunk is measured and multiplied.
 """
 
 import math

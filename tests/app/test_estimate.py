@@ -1,13 +1,19 @@
 """What `mim4dd check` promises, beside what the run then takes."""
 
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from mim4dd_pl.analysis.callback import Analysis
 from mim4dd_pl.app.cli import main
+from mim4dd_pl.app.estimate import _looks
+from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.modules.data import ImageDataModule
+from mim4dd_pl.networks.resnet import ResNet18
 from tests.conftest import CONFIGS
 
 DIGITS = CONFIGS / "distill/digits.yaml"
@@ -95,6 +101,27 @@ def test_memory_that_is_not_there_is_said_with_the_keys_to_lower(
     monkeypatch.setattr("mim4dd_pl.app.estimate.free_memory", lambda _: 0.01)
     assert main(["check", "-c", str(CONFIGS / "experts/digits.yaml")]) == 0
     assert "more memory than there is: lower model.objective.synthetic_batch_size" in capsys.readouterr().out
+
+
+def test_compiled_steps_are_measured(
+    here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    network = [f"--model.init_args.network.init_args.{size}" for size in ("depth=1", "width=4")]
+    tiny = [*network, "--model.init_args.objective.init_args.unroll_steps=4", "--model.init_args.compile=true"]
+    assert main(["check", "-c", str(DIGITS), *tiny, "--whole_set=false", "--compiled=true"]) == 0
+    shown = capsys.readouterr().out
+    assert "The run compiles its steps" not in shown  # these are the compiled ones
+    assert numbers(shown)["memory"] > 100
+    assert not [record for record in caplog.records if "does not compile" in record.getMessage()]
+
+
+def test_t_sne_is_counted_for_each_feature_map(data: ImageDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of ResNet18, which has 41 modules with parameters."""
+    monkeypatch.setattr("mim4dd_pl.app.estimate.seconds", lambda run: 1.0 if run.__code__.co_names[0] == "tsne" else 0)
+    network = FlatNetwork(partial(ResNet18, width=2), (1, 8, 8), 10)
+    module = SimpleNamespace(network=network, synthetic=range(10))
+    assert _looks(module, data, Analysis(real_images=100)) == 4  # type: ignore[arg-type]
+    assert _looks(module, data, Analysis(real_images=100, tsne=False)) == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,7 @@ def test_auto_compiles_long_work_only(wide: FlatNetwork) -> None:
     assert worth_compiling(wide, "auto", shallow)
     assert not worth_compiling(deep, "auto", same)
     assert not worth_compiling(wide, False, long)
+    assert not any(worth_compiling(wide, choice, long._replace(one_graph=True)) for choice in ("auto", True))
     assert type(derivatives(wide, True, BATCH, CPU)) is CompiledDerivatives
     assert type(derivatives(wide, False, BATCH, CPU)) is Derivatives
 

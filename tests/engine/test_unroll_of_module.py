@@ -1,6 +1,7 @@
 """The unroll of a reader's own module against autograd through a plain loop."""
 
 import re
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -29,10 +30,10 @@ def own(settings: str = "plain") -> nn.Module:
 
 
 def by_autograd(
-    model: nn.Module, images: Tensor, labels: Tensor, lr: Tensor, steps: int, start: dict[str, Tensor]
+    model: nn.Module, images: Tensor, labels: Tensor, lr: Tensor, steps: int, start: Mapping[str, Tensor]
 ) -> Tensor:
     """The plain loop that keeps every graph."""
-    theta = start
+    theta = dict(start)
     for _ in range(steps):
         loss = F.cross_entropy(functional_call(model, theta, (images,)), labels)
         gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)

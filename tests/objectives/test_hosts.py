@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.data.sets import ImageSet
-from mim4dd_pl.engine.derivatives import Derivatives
+from mim4dd_pl.engine.derivatives import Derivatives, Work
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.engine.optimizers import SGD, Adam
 from mim4dd_pl.engine.unroll import FullGraphUnroll
@@ -194,6 +194,28 @@ def test_the_term_alone_matches_nothing_and_shows_the_expert(
     assert match.loss.tolist() == [0, 0]
     (gradient,) = torch.autograd.grad(match.loss.sum(), synthetic.images)
     assert not gradient.any()
+
+
+def test_a_host_asks_for_what_it_reads_and_a_scene_without_says_so(
+    network: FlatNetwork, synthetic: SyntheticImages, scene: Scene
+) -> None:
+    empty = Scene(scene.step, scene.streams)
+    for host in (PerformanceMatching(2), GradientMatching(), DistributionMatching()):
+        with pytest.raises(ValueError, match="reads real images: give them to the scene as real"):
+            host(Derivatives(network), synthetic, empty)
+    with pytest.raises(ValueError, match="reads experts: give their parameters to the scene as segments"):
+        InformationAlone(3)(Derivatives(network), synthetic, empty)
+
+
+def test_a_shortened_host_differs_in_its_inner_loop_only() -> None:
+    whole = PerformanceMatching(9, window=5, real_per_class=7)
+    assert repr(whole.shortened(3, 6)) == repr(PerformanceMatching(3, 3, 7, synthetic_batch_size=6))
+    assert repr(whole.shortened(20, 6)) == repr(PerformanceMatching(9, 5, 7, synthetic_batch_size=6))
+    assert whole.work(2, 3) == Work(6, gradients=7, sweeps=5)
+    graph = PerformanceMatching(9, window=5, unroll=FullGraphUnroll())
+    assert graph.work(2, 3) == Work(6, gradients=7, sweeps=5, one_graph=True)
+    alone = DistributionMatching()
+    assert alone.shortened(3, 6) is alone
 
 
 @pytest.mark.parametrize(
