@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from mim4dd_pl.basics.randomness import Stream
     from mim4dd_pl.data.augment import DSA
     from mim4dd_pl.engine.flat import FlatNetwork
-    from mim4dd_pl.engine.unroll import ExactUnroll
     from mim4dd_pl.engine.unroll import ExactUnroll, unroll
     from mim4dd_pl.information.backward import balanced_backward
     from mim4dd_pl.information.critics import InfoNCECritic, SigmoidCritic

@@ -21,10 +21,10 @@ class GradientMatching(Objective):
 
     .. math:: L = \sum_c D\big(\nabla_\theta CE(\theta; S_c),\ \nabla_\theta CE(\theta; T_c)\big)
 
-    with D of :func:`mim4dd_pl.objectives.losses.gradient_distance`. The network is fresh, or was trained on S before: for
-    a random number of steps in 0..``student_steps``, at the student learning rate. The published code takes the network
-    along while S changes; here it is trained anew on S as it is, so that a step depends on S and its number alone. Its
-    preset for 1 image per class is a fresh network, as by default here.
+    with D of :func:`~mim4dd_pl.objectives.losses.gradient_distance`. The network is fresh, or was trained on S before:
+    for a random number of steps in 0..``student_steps``, at the student learning rate. The published code takes the
+    network along while S changes; here it is trained anew on S as it is, so that a step depends on S and its number
+    alone. Its preset for 1 image per class is a fresh network, as by default here.
 
     Source: Zhao et al. 2021 (arXiv:2006.05929), Eq. 7-9; with ``augment`` Zhao & Bilen 2021 (arXiv:2102.08259), Eq. 4.
 
