@@ -37,6 +37,12 @@ def test_the_term_changes_what_a_plain_loop_learns() -> None:
     assert not torch.equal(host, both)
 
 
+def test_images_that_are_learned_through_an_unroll_lower_the_loss_on_real_ones() -> None:
+    images, losses = example("exact_unroll").main(outer_steps=8, inner_steps=3)
+    assert images.shape == (10, 1, 8, 8)
+    assert losses[-1] < losses[0]
+
+
 def test_a_resnet_of_torchvision_trains_on_an_artefact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_overlay(tmp_path / "tiny.yaml", steps=1)
