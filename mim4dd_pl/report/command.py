@@ -8,7 +8,6 @@ from mim4dd_pl.basics.errors import UserError
 from mim4dd_pl.basics.files import write_text
 from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.basics.terminal import OneLineParser
-from mim4dd_pl.report.content import sections
 from mim4dd_pl.report.page import html_page, markdown_page
 from mim4dd_pl.report.runs import read_run
 
@@ -40,11 +39,11 @@ def report(args: Sequence[str]) -> int:
     given = parser.parse_args(args)
     if given.markdown and given.out is not None:
         raise UserError("--markdown prints and --out writes a page: leave one of them out.")
-    content = sections([read_run(Path(folder)) for folder in given.runs])
+    runs = [read_run(Path(folder)) for folder in given.runs]
     if given.markdown:
-        print(markdown_page(content))
+        print(markdown_page(runs))
         return 0
     out = RunFolder(Path(given.runs[0])).report if given.out is None else Path(given.out)
-    write_text(out, html_page(content, f"mim4dd_pl {mim4dd_pl.__version__}"))
+    write_text(out, html_page(runs, f"mim4dd_pl {mim4dd_pl.__version__}"))
     print(f"report       {out}")
     return 0

@@ -11,10 +11,11 @@ _NONE = 1  # zero would be all of them
 
 
 class Curve(NamedTuple):
-    """A value at outer steps, equally long."""
+    """A value at outer steps, all equally long."""
 
-    steps: list[int]
+    steps: list[int]  # counted from one
     values: list[float]
+    spread: list[float] | None = None  # a std of each value
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

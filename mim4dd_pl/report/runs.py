@@ -1,8 +1,10 @@
 """A run as it lies on the disk: results, curves, recipe, pictures, diagnostics; each as far as it is there."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -13,7 +15,7 @@ from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.report.curves import Curve, read_curves
 from mim4dd_pl.stored.artefact import SHEET, TENSORS
 
-_REMEDY = "Use another copy, or run the fit again."
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -43,36 +45,19 @@ class Fired:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind.
-
-    Args:
-        folder: Where.
-        name: What to call it: ``<recipe>/version_N``.
-        rows: Of the closing table; empty for an unfinished run.
-        facts: Everything else in ``results.json``.
-        curves: By name.
-        recipe: The text of ``config.yaml``, if it is there.
-        diagnostics: Symptoms that fired; None where nobody looked.
-        classes: Name of each label, empty if unknown.
-        pictures: PNG files by their path in the folder.
-        captions: Of the pictures, by the same.
-    """
+    """What a run left behind; what it did not is empty."""
 
     folder: Path
-    name: str
-    rows: list[Row]
-    facts: dict[str, Any]
+    name: str  # <recipe>/version_N
+    rows: list[Row]  # of the closing table
+    facts: dict[str, Any]  # everything else in results.json
     curves: dict[str, Curve]
-    recipe: str | None
-    diagnostics: list[Fired] | None
-    classes: tuple[str, ...]
-    pictures: dict[str, bytes]
-    captions: dict[str, str]
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has a closing table."""
-        return bool(self.rows)
+    recipe: str  # the text of config.yaml
+    diagnostics: list[Fired] | None  # None where nobody looked
+    classes: tuple[str, ...]  # name of each label
+    images: dict[str, bytes]  # PNG files of learned images, by name
+    figures: dict[str, bytes]  # PNG files of the analysis, by name
+    captions: dict[str, str]  # of the figures
 
     def row(self, trained_on: str) -> Row | None:
         """The first row whose name begins so; the recipe's own network comes first."""
@@ -90,14 +75,15 @@ def read_run(folder: Path) -> Run:
     Raises:
         StoredFileError: If it is none (neither results nor curves), or holds a damaged file.
     """
-    results = _results((run := RunFolder(folder)).results)
+    run = RunFolder(folder)
+    nothing: tuple[list[Row], dict[str, Any]] = ([], {})
+    rows, facts = _read(run.results, _results, nothing)
     curves = read_curves(folder)
-    if results is None and not curves:
+    if not rows and not curves:
         raise StoredFileError(
             f"{folder} is no run: it has neither results.json nor event files. Give a folder such as "
             "checkpoints/digits/version_0."
         )
-    rows, facts = results or ([], {})
     shown = run.distilled("best" if run.distilled("best").is_dir() else "last")
     resolved = RunFolder(folder.resolve())
     return Run(
@@ -106,75 +92,62 @@ def read_run(folder: Path) -> Run:
         rows=rows,
         facts=facts,
         curves=curves,
-        recipe=_text(run.recipe),
-        diagnostics=_diagnostics(run.diagnostics),
-        classes=_classes(shown / TENSORS),
-        pictures={
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in (run.comparison, shown / SHEET, *sorted(run.analysis.glob("*.png")))
-            if path.is_file()
-        },
-        captions=_captions(run.findings),
+        recipe=_read(run.recipe, _text, ""),
+        diagnostics=_read(run.diagnostics, _diagnostics, None),
+        classes=_read(shown / TENSORS, _classes, ()),
+        images=_pictures([run.comparison, shown / SHEET]),
+        figures=_pictures(sorted(run.analysis.glob("*.png"))),
+        captions=_read(run.findings, _captions, {}),
     )
 
 
-def _results(path: Path) -> tuple[list[Row], dict[str, Any]] | None:
-    content = _json(path)
-    if content is None:
-        return None
+def _read(path: Path, parse: Callable[[Path], _T], absent: _T) -> _T:
+    """What ``parse`` makes of a file, or ``absent`` without it; a damaged file is refused by name."""
+    remedy = "Use another copy, or run the fit again."
     try:
-        rows = [Row(**row) for row in content.pop("test")]
-        if not rows or any(len(row.confusion) != len(row.per_class) for row in rows):
-            raise ValueError("no rows, or rows without a confusion matrix")
-        # Numbers are formatted on the page: a text in their place is damage too.
-        for row in rows:
-            (float(row.accuracy), float(row.std), float(row.lr), int(row.images), int(row.students))
-        for name in ("minutes", "ranking"):
-            content[name] = {key: float(value) for key, value in content.get(name, {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoredFileError(f"{path} is damaged ({error!r}). {_REMEDY}") from error
-    return rows, content
+        return parse(path) if path.is_file() else absent
+    except OSError as error:
+        raise StoredFileError(f"{path} cannot be read ({error}). {remedy}") from error
+    except (AttributeError, KeyError, SafetensorError, TypeError, ValueError) as error:
+        raise StoredFileError(f"{path} is damaged ({error!r}). {remedy}") from error
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _results(path: Path) -> tuple[list[Row], dict[str, Any]]:
+    facts = parsed_json(_text(path))
+    rows = [Row(**row) for row in facts.pop("test")]
+    if not rows or any(len(row.confusion) != len(row.per_class) for row in rows):
+        raise ValueError("no rows, or rows without a confusion matrix")
+    for row in rows:
+        shares = [share for share in row.per_class if share is not None]
+        _check_numbers(row.accuracy, row.std, row.lr, row.images, row.students, *shares, *chain(*row.confusion))
+    for name in ("minutes", "ranking"):
+        facts[name] = {key: float(value) for key, value in facts.get(name, {}).items()}
+    return rows, facts
 
 
 def _diagnostics(path: Path) -> list[Fired] | None:
-    content = _json(path)
-    try:
-        return None if content is None else [Fired(**each) for each in content]
-    except TypeError as error:
-        raise StoredFileError(f"{path} is damaged ({error!r}). {_REMEDY}") from error
+    fired = [Fired(**each) for each in parsed_json(_text(path))]
+    _check_numbers(*(each.step for each in fired))
+    return fired
+
+
+def _check_numbers(*numbers: float) -> None:
+    """Refuse texts and the like in their place, with a TypeError: the page computes with them."""
+    sum(numbers)
 
 
 def _captions(path: Path) -> dict[str, str]:
-    content = _json(path)
-    try:
-        return {f"analysis/{name}": str(text) for name, text in (content or {}).get("captions", {}).items()}
-    except AttributeError as error:
-        raise StoredFileError(f"{path} is damaged ({error!r}). {_REMEDY}") from error
+    return {name: str(text) for name, text in parsed_json(_text(path)).get("captions", {}).items()}
 
 
 def _classes(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        return ()
-    try:
-        with safe_open(path, framework="pt") as file:
-            return tuple(map(str, parsed_json(file.metadata()["mim4dd_pl"])["classes"]))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise StoredFileError(f"{path} is damaged ({error!r}). {_REMEDY}") from error
+    with safe_open(path, framework="pt") as file:
+        return tuple(map(str, parsed_json(file.metadata()["mim4dd_pl"])["classes"]))
 
 
-def _json(path: Path) -> Any:
-    """What the file holds, None if it is not there."""
-    text = _text(path)
-    try:
-        return None if text is None else parsed_json(text)
-    except ValueError as error:
-        raise StoredFileError(f"{path} is damaged ({error}). {_REMEDY}") from error
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoredFileError(f"{path} cannot be read ({error}). {_REMEDY}") from error
+def _pictures(paths: Iterable[Path]) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}

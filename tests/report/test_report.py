@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mim4dd_pl.app.cli import main
 from mim4dd_pl.report.curves import Curve
+from mim4dd_pl.report.page import html_page, markdown_page
 from mim4dd_pl.report.panels import MOST_DRAWN, panels, smoothed, thinned
-from mim4dd_pl.report.parts import Table, Text
 from mim4dd_pl.report.runs import read_run
 
 NASTY = "<script>alert(1)</script>"
@@ -198,7 +199,13 @@ def test_results_of_a_test_are_a_page_without_curves(run: Path, tmp_path: Path) 
         ("results.json", json.dumps({"test": [row("distilled", "x")]}), "results.json is damaged"),
         ("results.json", json.dumps({"test": [row("distilled", 0.5, confusion=[[1]])]}), "results.json is damaged"),
         ("results.json", json.dumps({"test": [row("distilled", 0.5)], "minutes": 3}), "results.json is damaged"),
+        ("results.json", json.dumps({"test": [row("distilled", 0.5, per_class=["x"] * 3)]}), "results.json is damaged"),
         ("diagnostics.json", '[{"no": 1}]', "diagnostics.json is damaged"),
+        (
+            "diagnostics.json",
+            '[{"name": "a", "step": "x", "value": 1, "message": "b"}]',
+            "diagnostics.json is damaged",
+        ),
         ("analysis/analysis.json", "[]]", "analysis.json is damaged"),
         ("distilled/best/distilled.safetensors", "x", "distilled.safetensors is damaged"),
     ],
@@ -246,7 +253,7 @@ def test_smoothing_takes_single_jumps_away_and_thinning_keeps_the_end() -> None:
     assert kept.steps[-1] == kept.values[-1] == 1000
 
 
-def test_markdown_cells_break_no_table() -> None:
-    table = Table(("a", "b"), [("x|y", "<b>\n*c*")]).markdown().splitlines()
-    assert table[2] == r"| x\|y | \<b> \*c\* |"
-    assert Text("<b>").html() == "<p>&lt;b&gt;</p>"
+def test_cells_break_neither_table_nor_page(run: Path) -> None:
+    read = replace(read_run(run), facts={"a|b": "<b>\n*c*"})
+    assert r"| a\|b | \<b> \*c\* |" in markdown_page([read]).splitlines()
+    assert "<td>&lt;b&gt;\n*c*</td>" in html_page([read], "mim4dd_pl")
