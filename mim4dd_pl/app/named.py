@@ -27,7 +27,7 @@ def recipe_path(name: str) -> str:
     known |= {path.stem for path in RECIPES.glob("distill/*.yaml")}
     close = get_close_matches(name, sorted(known), 3)
     raise UserError(
-        f"no recipe {name}: {'did you mean ' + ' or '.join(close) + '?' if close else 'give a .yaml file.'}"
+        f"No recipe {name}: {'did you mean ' + ' or '.join(close) + '?' if close else 'give a .yaml file.'}"
     )
 
 

@@ -36,7 +36,7 @@ def test_it_works_in_a_thread_whose_signals_are_the_callers(overlay: Path) -> No
 @pytest.mark.usefixtures("overlay")
 def test_what_is_wrong_is_raised_and_nothing_written(tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="no recipe digitz: did you mean digits"):
+    with pytest.raises(UserError, match="No recipe digitz: did you mean digits"):
         distill("digitz")
     with pytest.raises(UserError, match=r"model\.images_per_class must be at least 1, got 0"):
         distill("digits", **{"model.images_per_class": 0})

@@ -24,9 +24,9 @@ def test_a_file_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_near_misses_are_suggested() -> None:
-    with pytest.raises(UserError, match=r"no recipe digitz: did you mean digits or .*\?"):
+    with pytest.raises(UserError, match=r"No recipe digitz: did you mean digits or .*\?"):
         recipe_path("digitz")
-    with pytest.raises(UserError, match=r"no recipe wholly_unlike_any: give a \.yaml file\."):
+    with pytest.raises(UserError, match=r"No recipe wholly_unlike_any: give a \.yaml file\."):
         recipe_path("wholly_unlike_any")
 
 

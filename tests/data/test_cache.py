@@ -83,7 +83,7 @@ def test_images_of_another_rule_are_decoded_anew(
 
 def test_images_that_are_not_kept_must_fit_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "free_memory", lambda device: 5000 / 2**30)
-    with pytest.raises(DataError, match=r"pets needs 0\.0 GiB of memory, .* set data\.cache to a folder"):
+    with pytest.raises(DataError, match=r"pets needs 0\.0 GiB of memory, .* keep its images in a folder \(cache\)"):
         load(ImageFolder(str(folder), 8), None)  # 28 pictures of 192 bytes
 
 
