@@ -3,14 +3,16 @@
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
+from mim4dd_pl.analysis.drawing import heat_maps, layer_names, neighbour_rows, planes
 from mim4dd_pl.analysis.embedding import principal_components, tsne
 from mim4dd_pl.analysis.findings import (
     MOST_CLASSES,
@@ -29,12 +31,9 @@ from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.run import data_of, find, run_folder
 from mim4dd_pl.callbacks.tables import print_lines
+from mim4dd_pl.data.sets import ImageSet
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.stored.distilled import Distilled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 _log = logging.getLogger(__name__)
 
@@ -87,9 +86,6 @@ class Analysis(L.Callback):
             self._analyse(cast(DistillationModule, pl_module), self.results)
 
     def _analyse(self, module: DistillationModule, run: RunFolder) -> None:
-        # matplotlib is slow to import, and needed here only.
-        from mim4dd_pl.analysis.drawing import heat_maps, layer_names, planes
-
         _log.info("Analysing the distilled set ...")
         stream = module.stream.at("analysis")
         distilled = find(module.trainer, Evaluation).evaluated(module)
@@ -100,12 +96,8 @@ class Analysis(L.Callback):
             _log.info("No analysis: the student that it looks through diverged.")
             return
         numbers, neighbours = measure(module, distilled, seen_by, stream.at("pool"))
-        figures = {"neighbours.png": self._neighbours(module, distilled, neighbours)}
-        cka = None
-        if expert is None:
-            _log.info("No CKA: it compares students with an expert, and none is stored.")
-        else:
-            cka = compare_layers(module, distilled, expert, student, self.real_images, stream.at("held out"))
+        figures = {"neighbours.png": _draw_neighbours(data_of(module).train, distilled, neighbours)}
+        cka = compare_layers(module, distilled, expert, student, self.real_images, stream.at("held out"))
         if cka is not None:
             panels = {"student on distilled images": cka["values"], "student on random real images": cka["control"]}
             figures["cka.png"] = heat_maps(panels, "expert on real images")
@@ -126,20 +118,6 @@ class Analysis(L.Callback):
         print_lines({"analysis": run.analysis})
         self._log(module, run.analysis, shown, classes)
 
-    @staticmethod
-    def _neighbours(module: DistillationModule, distilled: Distilled, found: dict[str, Neighbours]) -> "Figure":
-        """The first learned image of up to ten classes above its nearest training images."""
-        from mim4dd_pl.analysis.drawing import neighbour_rows
-
-        train = data_of(module).train
-        first = {label: rows[0] for label, rows in list(distilled.shown().items())[:MOST_CLASSES]}
-        chosen = list(first.values())
-        titles = {f"nearest in\n{name}": each for name, each in found.items()}
-        rows = {title: pixels_of(train, each.rows[chosen]) for title, each in titles.items()}
-        ratios = {title: each.ratio[chosen] for title, each in titles.items()}
-        names = [distilled.classes[label] for label in first]
-        return neighbour_rows({"learned": distilled.pixels(chosen), **rows}, names, ratios)
-
     def _log(self, module: DistillationModule, folder: Path, shown: Shown, classes: tuple[str, ...]) -> None:
         """The figures and the projector on TensorBoard."""
         step = module.outer_steps
@@ -152,6 +130,17 @@ class Analysis(L.Callback):
                 logger.experiment.add_image(f"analysis/{path.stem}", pixels, step, dataformats="HWC")
             if self.projector:
                 _project(logger.experiment, shown, classes, step)
+
+
+def _draw_neighbours(train: ImageSet, distilled: Distilled, found: dict[str, Neighbours]) -> Figure:
+    """The first learned image of up to ten classes above its nearest training images."""
+    first = {label: rows[0] for label, rows in list(distilled.shown().items())[:MOST_CLASSES]}
+    chosen = list(first.values())
+    titles = {f"nearest in\n{name}": each for name, each in found.items()}
+    rows = {title: pixels_of(train, each.rows[chosen]) for title, each in titles.items()}
+    ratios = {title: each.ratio[chosen] for title, each in titles.items()}
+    names = [distilled.classes[label] for label in first]
+    return neighbour_rows({"learned": distilled.pixels(chosen), **rows}, names, ratios)
 
 
 def _project(writer: Any, shown: Shown, classes: tuple[str, ...], step: int) -> None:
@@ -170,7 +159,7 @@ def _project(writer: Any, shown: Shown, classes: tuple[str, ...], step: int) -> 
     )
 
 
-def _write(run: RunFolder, figures: dict[str, "Figure"], about: dict[str, Any]) -> None:
+def _write(run: RunFolder, figures: dict[str, Figure], about: dict[str, Any]) -> None:
     """The folder as a whole, or nothing."""
     with replacing(run.analysis) as temporary:
         temporary.mkdir()

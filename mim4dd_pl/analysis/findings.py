@@ -62,7 +62,12 @@ def student_on(module: DistillationModule, images: InMemory, learned_lr: float |
 
 
 def compare_layers(
-    module: DistillationModule, distilled: Distilled, expert: Features, student: Features, most: int, stream: Stream
+    module: DistillationModule,
+    distilled: Distilled,
+    expert: Features | None,
+    student: Features,
+    most: int,
+    stream: Stream,
 ) -> dict[str, Tensor] | None:
     """CKA of an expert's layers with those of a student of the distilled set, and of as many random real images.
 
@@ -71,8 +76,11 @@ def compare_layers(
     alike students and experts are on any few images.
 
     Returns:
-        ``values`` and ``control``, each of shape (K, K); None where too few images are held out.
+        ``values`` and ``control``, each of shape (K, K); None without an expert, or where too few images are held out.
     """
+    if expert is None:
+        _log.info("No CKA: it compares students with an expert, and none is stored.")
+        return None
     held_out = data_of(module).validation.to(module.device)
     rows = torch.randperm(len(held_out), generator=stream.generator())[:most].to(module.device)
     if len(rows) < FEWEST:
@@ -134,43 +142,54 @@ def measure(
     """
     train, device = data_of(module).train.to(module.device), module.device
     pool = torch.randperm(len(train), generator=stream.generator())[:_POOL].to(device)
-    usual = pool[:_USUAL]
+    learned = seen_by.deepest_of(distilled.training_set(device), torch.arange(len(distilled.labels), device=device))
+    real = seen_by.deepest_of(train, pool)
+    neighbours = {
+        "pixels": _nearest_in_pixels(distilled, train, pool[:_USUAL]),
+        "features": _nearest_in_features(learned, real, pool),
+    }
+    ours, theirs = (learned, distilled.labels.to(device)), (real, train.labels[pool])
+    diversity = mean_pairwise_distance(*ours, train.num_classes) / mean_pairwise_distance(*theirs, train.num_classes)
+    overlap = {"learned_neighbour": neighbour_overlap(*ours), "real_class_mean": mean_overlap(*ours, *theirs)}
+    numbers = {
+        "diversity": _finite(dict(zip(distilled.classes, diversity, strict=True))),
+        "overlap": _finite(overlap),
+        "neighbours": {
+            "pixels": _told(neighbours["pixels"], searched=len(train)),
+            "features": _told(neighbours["features"], searched=len(pool)),
+        },
+    }
+    return numbers, neighbours
+
+
+def _nearest_in_pixels(distilled: Distilled, train: ImageSet, usual: Tensor) -> Neighbours:
+    """Among all training images; those at ``usual``, shape (R,), say what is usual."""
+    device = usual.device
     every = torch.arange(len(train)).split(chunk_length(train.images))
-    pixels = find_neighbours(
+    return find_neighbours(
         distilled.pixels(range(len(distilled.labels))).flatten(1).to(device),
         pixels_of(train, usual).flatten(1).to(device),
         usual,
         (pixels_of(train, rows).flatten(1).to(device) for rows in every),
     )
-    everything = torch.arange(len(distilled.labels), device=device)
-    learned = seen_by.deepest_of(distilled.training_set(device), everything)
-    real = seen_by.deepest_of(train, pool)
-    labels, real_labels = distilled.labels.to(device), train.labels[pool]
-    features = find_neighbours(learned, real[:_USUAL], torch.arange(len(usual), device=device), [real])
-    neighbours = {"pixels": pixels, "features": features._replace(rows=pool[features.rows])}
-    own, others = (
-        mean_pairwise_distance(vectors, of, train.num_classes)
-        for vectors, of in ((learned, labels), (real, real_labels))
-    )
-    overlap = {
-        "learned_neighbour": neighbour_overlap(learned, labels),
-        "real_class_mean": mean_overlap(learned, labels, real, real_labels),
+
+
+def _nearest_in_features(learned: Tensor, real: Tensor, pool: Tensor) -> Neighbours:
+    """Among ``real``, features (R, D) of the training images at ``pool``, shape (R,); the first say what is usual."""
+    usual = real[:_USUAL]
+    found = find_neighbours(learned, usual, torch.arange(len(usual), device=pool.device), [real])
+    return found._replace(rows=pool[found.rows])
+
+
+def _told(found: Neighbours, searched: int) -> dict[str, Any]:
+    """For a file; ``searched`` is the number of training images."""
+    return {
+        "searched": searched,
+        "typical_distance": float(found.typical),
+        "median_ratio": plain(found.ratio.median()),
+        "ratio": plain(found.ratio),
+        "nearest": found.rows.tolist(),
     }
-    numbers = {
-        "diversity": _finite(dict(zip(distilled.classes, own / others, strict=True))),
-        "overlap": _finite(overlap),
-        "neighbours": {
-            name: {
-                "searched": len(train) if name == "pixels" else len(pool),
-                "typical_distance": float(found.typical),
-                "median_ratio": plain(found.ratio.median()),
-                "ratio": plain(found.ratio),
-                "nearest": found.rows.tolist(),
-            }
-            for name, found in neighbours.items()
-        },
-    }
-    return numbers, neighbours
 
 
 def plain(values: Tensor) -> Any:
