@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from mim4dd_pl import data, networks, objectives
 from mim4dd_pl.analysis.callback import Analysis
@@ -40,6 +40,22 @@ for _room in (networks, data, objectives):  # a recipe may name any of their cla
 
 def _names(*kinds: type[Any]) -> list[str]:
     return [kind.__name__ for kind in kinds]
+
+
+def by_name(content: Any) -> Any:
+    """What a YAML text holds, with our own classes by name alone: a recipe of an earlier version has other paths."""
+    if isinstance(content, list):
+        return [by_name(item) for item in content]
+    if not isinstance(content, dict):
+        return content
+    named = {key: by_name(value) for key, value in content.items()}
+    if str(path := named.get("class_path")).startswith("mim4dd_pl."):
+        named["class_path"] = str(path).rpartition(".")[2]
+    return named
+
+
+_read_yaml = get_loader("yaml")
+set_loader("yaml", lambda text: by_name(_read_yaml(text)), (yaml.YAMLError,))
 
 
 def _concrete(base: type[Any]) -> list[type[Any]]:
