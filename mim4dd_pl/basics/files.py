@@ -89,7 +89,7 @@ def restore(target: Path) -> None:
 def locked(folder: Path, name: str = "", waits: bool = True) -> Iterator[None]:
     """Hold a folder, or a name in it, for this thread alone while the block runs; others wait.
 
-    The lock dies with the process; its file goes with the block, and the folder too if this call made it and it is empty.
+    The lock dies with the process; its file goes with the block, and an empty folder too if this call made it.
 
     Raises:
         BlockingIOError: If somebody else holds it, and not ``waits``.

@@ -235,13 +235,16 @@ def unroll(
         :math:`\theta_N`, shape (P,), in the order of ``model.parameters()``.
 
     Raises:
-        ValueError: If an argument is not as said above, or the model has batch norms in evaluation mode.
+        ValueError: If an argument is not as said above, or the model has frozen parameters or batch norms in
+            evaluation mode.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     alpha = torch.as_tensor(lr, dtype=images.dtype, device=images.device)
     if alpha.ndim or not 0 < alpha.item() < math.inf:
         raise ValueError(f"lr must be one positive and finite number, got {lr}.")
+    if frozen := [name for name, part in model.named_parameters() if not part.requires_grad]:
+        raise ValueError(f"model must learn all of its parameters, got {frozen[0]} frozen: let it require a gradient.")
     if images.ndim != 4:
         raise ValueError(f"images must be of shape (B, c, h, w), got {tuple(images.shape)}.")
     first = next(model.parameters(), images)

@@ -229,6 +229,9 @@ class DistillationModule(L.LightningModule):
         # "last" may have become another file before the last of several processes has looked for it.
         if self.trainer.strategy.broadcast(checkpoint["global_step"]) != checkpoint["global_step"]:
             raise StoredFileError("The processes found different checkpoints: name the file in --ckpt_path.")
+        literal = self.information is not None and self.information.balance == "literal"
+        if literal and "weighted_term" not in checkpoint and self.trainer.state.fn == "fit":
+            raise StoredFileError("This run was begun before a literal weight was part of the term's loss: start anew.")
         self.state.load(checkpoint)
         keep_settings(checkpoint["optimizer_states"], self.configure_optimizers())
 

@@ -61,6 +61,7 @@ class RunState:
         """Add it to a checkpoint, which holds the number of its step already."""
         checkpoint["compiled"] = self.compiled
         checkpoint["skips"] = dict(vars(self.skips))
+        checkpoint["weighted_term"] = True  # before this mark, heads and critic got an unweighted gradient
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Take it from a checkpoint."""

@@ -524,16 +524,14 @@ def test_ctrl_c_is_answered_without_a_traceback_while_libraries_are_imported(her
     assert program.returncode == -signal.SIGINT
 
 
-def test_a_recipe_that_a_run_kept_is_read_wherever_its_classes_lay(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_kept_recipe_is_read_wherever_its_classes_lay(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def printed(*recipes: str) -> str:
         with pytest.raises(SystemExit):
             main(["fit", *(f"--config={recipe}" for recipe in recipes), "--print_config"])
         return capsys.readouterr().out
 
     kept = printed(str(DIGITS), str(CONFIGS / "with/mutual_information.yaml"))
-    moved = re.sub(r"mim4dd_pl\.[\w.]*\.?(\w+)\b", r"mim4dd_pl.elsewhere.\1", kept)
+    moved = re.sub(r"mim4dd_pl\.(?:\w+\.)*(\w+)", r"mim4dd_pl.elsewhere.\1", kept)
     assert moved.count("mim4dd_pl.elsewhere.") > 5
     (here / "config.yaml").write_text(moved)
     assert printed("config.yaml") == kept

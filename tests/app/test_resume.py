@@ -18,6 +18,7 @@ from mim4dd_pl.app.cli import main
 from mim4dd_pl.app.recipes import short_classes
 from mim4dd_pl.app.resuming import difference
 from mim4dd_pl.basics.files import sha256
+from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from tests.conftest import CONFIGS, ROOT
 
 RECIPE = [
@@ -280,3 +281,19 @@ def test_a_class_is_the_same_wherever_its_file_lies() -> None:
     kept = {"model.information.class_path": "mim4dd_pl.information.InformationTerm", "model.network": "mine.Network"}
     now = short_classes({"model.information.class_path": "mim4dd_pl.InformationTerm", "model.network": "mine.Network"})
     assert difference({**state, "callbacks": {"keeper": kept}}, now, "keeper") is None
+
+
+def test_a_run_whose_heads_learned_from_an_unweighted_literal_term_is_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlays = [CONFIGS / f"with/{name}.yaml" for name in ("mutual_information_literal", "smoke")]
+    recipe = ["fit", "-c", "digits", *(f"--config={path}" for path in overlays), *in_folder(tmp_path)]
+    assert main(recipe) == 0
+    (path,) = tmp_path.glob("*/version_0/checkpoints/last.ckpt")
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+    del checkpoint["weighted_term"]
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    capsys.readouterr()
+    assert main([*recipe, "--ckpt_path=last"]) == 4
+    assert "begun before a literal weight was part of the term's loss" in capsys.readouterr().err
+    assert main(["validate", *recipe[1:], "--ckpt_path=last"]) == 0

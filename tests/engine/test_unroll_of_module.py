@@ -120,6 +120,7 @@ def test_the_unroll_of_a_module_with_fused_attention_has_its_gradient(stream: St
         ({"start": {}}, "start must hold each parameter of the model under its name, got it wrong for 0.bias."),
         ({"model": nn.Flatten()}, "model must have parameters, Flatten has none."),
         ({"model": own("batch").eval()}, "model has a BatchNorm2d in evaluation mode"),
+        ({"model": own().requires_grad_(False)}, "model must learn all of its parameters, got 0.weight frozen"),
         (
             {"model": nn.Conv2d(2, 4, 3).double()},
             "must return logits of shape (B, C), got (2, 4, 4, 4) for B = 2",
