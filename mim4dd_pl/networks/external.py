@@ -139,12 +139,12 @@ def _keep(shown: dict[str, Any], name: str, module: nn.Module, inputs: Any, outp
 
 def _as_map(output: Any, name: str) -> Tensor:
     """An output as (B, c, h, w)."""
-    match output.ndim if isinstance(output, Tensor) else 0:
-        case 4:
+    if isinstance(output, Tensor):
+        if output.ndim == 4:
             return output
-        case 3:
+        if output.ndim == 3:
             return output.transpose(1, 2)[..., None]
-        case 2:
+        if output.ndim == 2:
             return output[..., None, None]
     got = "nothing: it is not used" if output is None else getattr(output, "shape", type(output).__name__)
     raise ValueError(f"layers must name submodules that show one map, {name} shows {got}.")
