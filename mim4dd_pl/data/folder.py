@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
-from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.basics.errors import DataError, first_line
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.pictures import check_image_size, read_picture
-from mim4dd_pl.data.sources import Source, Split, first_line
+from mim4dd_pl.data.sources import Source, Split
 
 _Samples = list[tuple[str, int]]
 """Path and label of each picture."""

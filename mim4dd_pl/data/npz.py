@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.basics.errors import DataError, first_line
 from mim4dd_pl.basics.machine import check_memory
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.normalization import chunk_length
 from mim4dd_pl.data.pictures import check_dimensions, check_image_size, square
-from mim4dd_pl.data.sources import Source, Split, first_line
+from mim4dd_pl.data.sources import Source, Split
 
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError),

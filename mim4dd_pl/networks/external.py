@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
+from mim4dd_pl.basics.errors import first_line
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.batchnorm import BatchNorm
@@ -101,8 +102,7 @@ class External(Network):
         try:
             logits = self(images)
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"model does not take images of {image_shape}: {reason}") from error
+            raise ValueError(f"model does not take images of {image_shape}: {first_line(error)}") from error
         if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model must return logits of shape (B, {num_classes}), got {shape} for B = 2.")
