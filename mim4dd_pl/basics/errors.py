@@ -45,3 +45,8 @@ def check_positive(**settings: int | None) -> None:
     for name, value in settings.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what it adds."""
+    return str(error).strip().split("\n")[0]

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -20,14 +20,8 @@ from safetensors import SafetensorError
 
 from mim4dd_pl.basics.errors import StoredFileError
 
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()
+_UMASK = os.umask(0)  # which is read by setting it
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -78,11 +72,10 @@ def readable(target: Path) -> Path:
 def restore(target: Path) -> None:
     """Put back a folder that a killed writer had moved aside, or sweep it if its successor is in place."""
     aside = target.with_name(f".{target.name}.old")
-    if aside.exists():
-        if target.exists():
-            _remove(aside)
-        else:
-            os.replace(aside, target)
+    if target.exists():
+        _remove(aside)
+    elif aside.exists():
+        os.replace(aside, target)
 
 
 @contextmanager
@@ -241,9 +234,10 @@ def _flush(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    remove: Callable[[Path], None] = shutil.rmtree if path.is_dir() else Path.unlink
-    if path.exists():
-        remove(path)
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
 
 
 def _missing(folder: Path) -> list[Path]:

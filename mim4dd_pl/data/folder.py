@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
-from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.basics.errors import DataError, first_line
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.pictures import check_image_size, read_picture
-from mim4dd_pl.data.sources import Source, Split, first_line
+from mim4dd_pl.data.sources import Source, Split
 
 _Samples = list[tuple[str, int]]
 """Path and label of each picture."""
@@ -79,23 +79,18 @@ class ImageFolder(Source):
     def _samples(self) -> tuple[_Samples, _Samples]:
         train, held_out = self._folders
         numbers = {name: label for label, name in enumerate(self.classes)}
-        listed = held_out / _ANNOTATIONS
-        return _listing(train, numbers), (
-            _annotated(listed, numbers, self._subset) if listed.is_file() else self._held_out(held_out, numbers)
-        )
-
-    def _held_out(self, folder: Path, numbers: Mapping[str, int]) -> _Samples:
-        odd = set(self.classes) ^ set(_class_folders(folder))
+        if (listed := held_out / _ANNOTATIONS).is_file():
+            return _listing(train, numbers), _annotated(listed, numbers, self._subset)
+        odd = set(self.classes) ^ set(_class_folders(held_out))
         if self._subset:
             odd &= set(self.classes)
         if odd:
-            raise DataError(f"{folder} and {self._folders[0]} differ in the classes {_some(sorted(odd))}.")
-        return _listing(folder, numbers)
+            raise DataError(f"{held_out} and {train} differ in the classes {_some(sorted(odd))}.")
+        return _listing(train, numbers), _listing(held_out, numbers)
 
     def _chunks(self, paths: Sequence[str]) -> Iterator[Tensor]:
         # Pillow and torch decode and resize without Python's lock.
-        threads = min(8, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(paths), 256):
                 yield torch.stack(list(pool.map(self._decode, paths[start : start + 256])))
 
@@ -136,7 +131,7 @@ def _listing(folder: Path, numbers: Mapping[str, int]) -> _Samples:
             if (real := os.path.realpath(root)) in seen:
                 raise DataError(f"{root} is a link to a folder of the same class, {real}: remove it.")
             seen.add(real)
-            found += [(root, file) for file in files if _is_picture(file)]
+            found += [(root, file) for file in files if file[0] != "." and file.lower().endswith(IMG_EXTENSIONS)]
         if not found:
             raise DataError(f"{folder / name} holds no pictures, expected some of {', '.join(IMG_EXTENSIONS)}.")
         samples += [(os.path.join(*each), label) for each in sorted(found)]
@@ -170,10 +165,6 @@ def _annotated(listed: Path, numbers: Mapping[str, int], subset: bool) -> _Sampl
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
-
-
-def _is_picture(path: str) -> bool:
-    return path.lower().endswith(IMG_EXTENSIONS) and not os.path.basename(path).startswith(".")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -107,13 +107,10 @@ def statistics(images: Tensor, rows: Tensor | None = None) -> Normalization:
         for channel, count in zip(images[part].unbind(1), counts, strict=True):
             count += torch.bincount(channel.flatten(), minlength=256)
     levels = torch.arange(256, dtype=torch.float64) / 255
-    means, stds = [], []
-    for count in counts:
-        share = count.double() / int(count.sum())
-        mean = (share * levels).sum()
-        means.append(mean)
-        stds.append(((share * (levels - mean).square()).sum()).sqrt())
-    return Normalization(torch.stack(means).float(), torch.stack(stds).float().clamp(min=1 / 255))
+    shares = counts.double() / counts[0].sum()
+    means = (shares * levels).sum(1)
+    stds = (shares * (levels - means[:, None]).square()).sum(1).sqrt()
+    return Normalization(means.float(), stds.float().clamp(min=1 / 255))
 
 
 def whitened(normalization: Normalization, images: Tensor, rows: Tensor) -> Normalization:

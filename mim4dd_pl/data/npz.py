@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.basics.errors import DataError, first_line
 from mim4dd_pl.basics.machine import check_memory
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.normalization import chunk_length
 from mim4dd_pl.data.pictures import check_dimensions, check_image_size, square
-from mim4dd_pl.data.sources import Source, Split, first_line
+from mim4dd_pl.data.sources import Source, Split
 
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError),
@@ -69,13 +69,10 @@ class Npz(Source):
         # Labels are small: reading them and the images' headers tells shape and classes without decoding images.
         with self._open() as archive:
             self._keys = self._names(archive)
-            train, test = (self._images(archive, key).shape for key in self._keys[::2])
-            self._labels = [
-                self._read_labels(archive, key, count)
-                for key, count in zip(self._keys[1::2], (train[0], test[0]), strict=True)
-            ]
+            train, test = (self._images(archive, key).shape[1:] for key in self._keys[::2])
+            self._labels = [self._read_labels(archive, key) for key in self._keys[1::2]]
         self.classes = tuple(str(label) for label in range(self._count_classes()))
-        self.image_shape = self._image_shape(train[1:], test[1:], image_size)
+        self.image_shape = self._image_shape(train, test, image_size)
 
     def files(self) -> Mapping[str, Path]:
         return {self.path.name: self.path}
@@ -87,14 +84,11 @@ class Npz(Source):
         return train, test
 
     def _chunks(self, key: str) -> Iterator[Tensor]:
-        with self._open() as archive:
-            header = self._images(archive, key)
-            with self._reading(key):
-                # Columns first, an image lies scattered over the file.
-                for array in [_whole(archive, key, header)] if header.fortran_order else _stream(archive, key, header):
-                    pixels = torch.from_numpy(array)
-                    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-                    yield square(pixels, self.image_shape[1])
+        with self._open() as archive, self._reading(key):
+            for array in _arrays(archive, key, self._images(archive, key)):
+                pixels = torch.from_numpy(array)
+                pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+                yield square(pixels, self.image_shape[1])
 
     def _open(self) -> zipfile.ZipFile:
         if not os.path.isfile(self.path):  # a pipe would block for ever
@@ -128,13 +122,11 @@ class Npz(Source):
         check_dimensions(f"{key} of {self.path}", header.shape[2], header.shape[1])
         return header
 
-    def _read_labels(self, archive: zipfile.ZipFile, key: str, images: int) -> Tensor:
+    def _read_labels(self, archive: zipfile.ZipFile, key: str) -> Tensor:
         header = self._header(archive, key)
         count = max(header.shape, default=0)
         if header.dtype.kind not in "iu" or count == 0 or header.shape not in ((count,), (count, 1)):
             raise DataError(f"{key} of {self.path} must be integers of shape (N,) or (N, 1), got {header}.")
-        if count != images:
-            raise DataError(f"{self.name} has {images} images and {count} labels in a split, expected as many.")
         with self._reading(key):
             return torch.from_numpy(_whole(archive, key, header).astype(np.int64).reshape(-1))
 
@@ -164,9 +156,7 @@ class Npz(Source):
 
     def _image_shape(self, train: tuple[int, ...], test: tuple[int, ...], image_size: int | None) -> ImageShape:
         if train != test:
-            raise DataError(
-                f"{self.path} holds training images of {train} and test images of {test}, expected one shape."
-            )
+            raise DataError(f"{self.path} holds training images of {train}, test images of {test}, expected one shape.")
         height, width, channels = (*train, 1)[:3]
         if channels not in (1, 3):
             raise DataError(f"{self.path} holds images of {channels} channels, expected 1 or 3.")
@@ -182,14 +172,17 @@ def _read_header(member: IO[bytes]) -> _Header:
     return _Header(*np.lib.format.read_array_header_1_0(member))
 
 
-def _stream(archive: zipfile.ZipFile, key: str, header: _Header) -> Iterator[npt.NDArray[np.uint8]]:
-    count, *shape = header.shape
-    length = chunk_length(torch.empty(1, *shape, device="meta"))
+def _arrays(archive: zipfile.ZipFile, key: str, header: _Header) -> Iterator[npt.NDArray[np.generic]]:
+    """Images chunk by chunk; all at once where columns come first: then each lies scattered over the file."""
+    if header.fortran_order:
+        yield _whole(archive, key, header)
+        return
+    shape = header.shape[1:]
+    length = chunk_length(torch.empty(1, *shape, device="meta")) * math.prod(shape)
     with archive.open(f"{key}.npy") as member:
         _read_header(member)
-        for start in range(0, count, length):
-            data = bytearray(member.read(min(length, count - start) * math.prod(shape)))
-            yield np.frombuffer(data, np.uint8).reshape(min(length, count - start), *shape)
+        while data := bytearray(member.read(length)):
+            yield np.frombuffer(data, np.uint8).reshape(-1, *shape)
 
 
 def _whole(archive: zipfile.ZipFile, key: str, header: _Header) -> npt.NDArray[np.generic]:

@@ -7,8 +7,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from mim4dd_pl.basics.errors import DataError
-from mim4dd_pl.data.sources import first_line
+from mim4dd_pl.basics.errors import DataError, first_line
 
 
 def check_image_size(image_size: int | None) -> None:

@@ -94,18 +94,17 @@ class ImageSet:
     def to(self, device: torch.device) -> "ImageSet":
         """The same split on ``device``, moved once; pixels go to an accelerator as far as :func:`fits` lets them."""
         if device not in self._elsewhere:
-            self._elsewhere[device] = self._moved(device)
+            labels, normalization = self.labels.to(device), self.normalization.to(device)
+            moved = replace(self, labels=labels, normalization=normalization, resident=None)
+            size = len(self) * self.images[0].numel()
+            if device.type == "cuda" and fits(size, torch.cuda.mem_get_info(device)[0]):
+                moved = moved.resident_on(device)
+            self._elsewhere[device] = moved
         return self._elsewhere[device]
 
     @cached_property
     def _elsewhere(self) -> dict[torch.device, "ImageSet"]:
         return {}
-
-    def _moved(self, device: torch.device) -> "ImageSet":
-        moved = replace(self, labels=self.labels.to(device), normalization=self.normalization.to(device), resident=None)
-        if device.type == "cuda" and fits(len(self) * self.images[0].numel(), torch.cuda.mem_get_info(device)[0]):
-            return moved.resident_on(device)
-        return moved
 
     def resident_on(self, device: torch.device) -> "ImageSet":
         """The same split with its own pixels on ``device``, copied there part by part."""

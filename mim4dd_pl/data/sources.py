@@ -78,8 +78,3 @@ class Digits(Source):
         labels = torch.from_numpy(data.target.astype(np.int64))
         train, test = (rows[labels[rows] < len(self.classes)] for rows in stratified_split(labels, 360, seed=0))
         return Split(labels[train], [images[train]]), Split(labels[test], [images[test]])
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without what it adds."""
-    return str(error).strip().split("\n")[0]

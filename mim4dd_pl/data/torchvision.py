@@ -1,19 +1,18 @@
 """Sets that torchvision fetches and checks."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torchvision
-from torch import Tensor
 
-from mim4dd_pl.basics.errors import DataError
+from mim4dd_pl.basics.errors import DataError, first_line
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.normalization import chunk_length
 from mim4dd_pl.data.pictures import check_image_size, square
-from mim4dd_pl.data.sources import Source, Split, first_line
+from mim4dd_pl.data.sources import Source, Split
 
 
 class Torchvision(Source):
@@ -72,11 +71,8 @@ class Torchvision(Source):
             images = images[:, None]
         elif images.shape[1] != 3:
             images = images.permute(0, 3, 1, 2)
-        return Split(torch.as_tensor(labels).long(), self._chunks(images))
-
-    def _chunks(self, images: Tensor) -> Iterator[Tensor]:
-        for chunk in images.split(chunk_length(images)):
-            yield square(chunk, self.image_shape[1])
+        chunks = (square(chunk, self.image_shape[1]) for chunk in images.split(chunk_length(images)))
+        return Split(torch.as_tensor(labels).long(), chunks)
 
 
 def _idx(kind: Any) -> tuple[str, ...]:

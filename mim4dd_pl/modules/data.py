@@ -1,5 +1,6 @@
 """The data set as Lightning sees it: steps to count, and batches to evaluate on."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,16 +16,6 @@ from mim4dd_pl.data.cache import Cache, Decoded
 from mim4dd_pl.data.normalization import MOST_FEATURES, Normalization
 from mim4dd_pl.data.sets import Batch, ImageSet, check_per_class, fingerprint, stratified_split
 from mim4dd_pl.data.sources import Source
-
-
-class _Steps:
-    """0, 1, 2, ... for ever: the modules draw their own data, the Trainer only counts."""
-
-    def __iter__(self) -> Iterator[int]:
-        step = 0
-        while True:
-            yield step
-            step += 1
 
 
 class _EvaluationBatches:
@@ -62,6 +53,9 @@ class ImageDataModule(L.LightningDataModule):
     Attributes:
         train, validation, test: The splits, after ``setup``.
         normalizes_as_fitted: Whether they are normalised by what was fitted on the training images.
+        data_set: What networks are trained on, in words; experts trained on another one do not fit.
+        image_shape: (channels, height, width) of one image.
+        num_classes: C.
     """
 
     train: ImageSet
@@ -107,21 +101,9 @@ class ImageDataModule(L.LightningDataModule):
         self._rows: tuple[Tensor, Tensor] | None = None
         self._ready = False
         self.normalizes_as_fitted = True
-
-    @property
-    def data_set(self) -> str:
-        """What networks are trained on, in words; experts trained on another one do not fit."""
-        return f"{self.source.name}, whitened" if self.zca else self.source.name
-
-    @property
-    def image_shape(self) -> ImageShape:
-        """(channels, height, width) of one image."""
-        return self.source.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return len(self.source.classes)
+        self.data_set = f"{source.name}, whitened" if zca else source.name
+        self.image_shape: ImageShape = source.image_shape
+        self.num_classes = len(source.classes)
 
     def split(self) -> tuple[Tensor, Tensor]:
         """Read and check the labels and decide the split, once; no image is decoded and nothing is written.
@@ -178,8 +160,9 @@ class ImageDataModule(L.LightningDataModule):
         kept, _ = self.split()
         check_per_class(self._labels[kept], self.num_classes, count)
 
-    def train_dataloader(self) -> _Steps:
-        return _Steps()
+    def train_dataloader(self) -> Iterator[int]:
+        """0, 1, 2, ... for ever: the modules draw their own data, the Trainer only counts."""
+        return itertools.count()
 
     def val_dataloader(self) -> _EvaluationBatches:
         return _EvaluationBatches(self.validation, self.evaluation_batch_size)

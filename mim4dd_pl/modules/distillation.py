@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -34,7 +35,7 @@ from mim4dd_pl.objectives.synthetic import SoftLabels, SyntheticImages
 from mim4dd_pl.population.experts import Experts
 from mim4dd_pl.population.students import calibrated
 from mim4dd_pl.population.training import at_once
-from mim4dd_pl.stored.segments import SegmentDraw
+from mim4dd_pl.stored.segments import SegmentReader, draw_segment
 from mim4dd_pl.stored.trajectories import Segment, TrajectoryStore
 
 InformationFactory = Callable[[Sequence[ImageShape], int], InformationTerm]
@@ -133,7 +134,7 @@ class DistillationModule(L.LightningModule):
             with self.stream.at("heads").as_global():
                 self.information = information(self.network.layer_shapes(), num_classes)
             check_information(self.information, objective, segments_per_step)
-        self.segments: SegmentDraw | None = None  # of hosts that read experts
+        self.segments: SegmentReader | None = None  # of hosts that read experts
         self.segment_buffers = SegmentBuffers(segments_per_step, self.network.num_parameters)
         keep_buffers_local(self, ["segment_buffers.start", "segment_buffers.target"])
         self.segments_per_step, self._share = segments_per_step, range(segments_per_step)
@@ -204,7 +205,8 @@ class DistillationModule(L.LightningModule):
                 _log.info("Experts get %d epochs, segments read %d of them.", epochs, read.last)
             while training.train_some():
                 pass
-            self.segments = SegmentDraw(self.store, self.experts.num_experts, read, self.stream, self._share)
+            draw = partial(draw_segment, self.store, self.experts.num_experts, read, self.stream)
+            self.segments = SegmentReader(draw, self._share)
         if self.soft_labels is not None and self.state.loaded_step is None:
             self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.images)))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)

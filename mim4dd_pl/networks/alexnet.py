@@ -3,11 +3,10 @@
 from torch import Tensor, nn
 
 from mim4dd_pl.basics.shapes import ImageShape
-from mim4dd_pl.networks.base import Network
-from mim4dd_pl.networks.parts import check_size, check_width, more_padding, outputs
+from mim4dd_pl.networks.parts import Blocks, check_size, check_width, more_padding
 
 
-class AlexNet(Network):
+class AlexNet(Blocks):
     """Five convolutions (5x5, 5x5, 3x3, 3x3, 3x3) with ReLU, max-pooling after 1, 2 and 5, then one linear layer.
 
     Maps that end larger than 4x4, those of images above 32x32, are averaged to 4x4 for the linear layer.
@@ -47,9 +46,5 @@ class AlexNet(Network):
         self.pool = nn.AdaptiveAvgPool2d((height, width_out))
         self.classifier = nn.Linear(half * height * width_out, num_classes)
 
-    def layers(self, images: Tensor) -> tuple[Tensor, ...]:
-        return outputs(self.blocks, images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.pool(self.layers(images)[-1]).flatten(1))
-        return logits
+    def features(self, last: Tensor) -> Tensor:
+        return super().features(self.pool(last))

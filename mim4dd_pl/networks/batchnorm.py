@@ -6,6 +6,8 @@ parameters and minibatch. To classify each image alone, the statistics are measu
 """
 
 from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -62,20 +64,15 @@ def measure(network: nn.Module, classify: Iterable[Tensor]) -> Statistics:
     norms = batch_norms(network)
     seen: dict[str, list[Tensor]] = {}
 
-    def hook_for(name: str):  # type: ignore[no-untyped-def]
-        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
-            variance, mean = torch.var_mean(inputs[0], axes, correction=0)
-            seen.setdefault(f"{name}.running_mean", []).append(mean)
-            seen.setdefault(f"{name}.running_var", []).append(variance)
+    def see(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
+        variance, mean = torch.var_mean(inputs[0], axes, correction=0)
+        seen.setdefault(f"{name}.running_mean", []).append(mean)
+        seen.setdefault(f"{name}.running_var", []).append(variance)
 
-        return see
-
-    handles = [module.register_forward_pre_hook(hook_for(name)) for name, module in norms.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, norm in norms.items():
+            hooks.enter_context(norm.register_forward_pre_hook(partial(see, name)))
         for _ in classify if norms else ():
             pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: torch.stack(parts).mean(0) for name, parts in seen.items()}

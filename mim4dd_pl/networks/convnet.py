@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.shapes import ImageShape
-from mim4dd_pl.networks.base import Network
-from mim4dd_pl.networks.parts import Activation, Norm, activation_layer, check_width, more_padding, norm_layer, outputs
+from mim4dd_pl.networks.parts import ACTIVATIONS, NORMS, Activation, Blocks, Norm, check_width, more_padding
 
 _POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "avg": lambda: nn.AvgPool2d(2),
@@ -17,7 +16,7 @@ _POOLINGS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class ConvNet(Network):
+class ConvNet(Blocks):
     """``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, then one linear layer.
 
     The default on 32x32 RGB images with 10 classes is ConvNetD3-128 with 320,010 parameters.
@@ -59,8 +58,8 @@ class ConvNet(Network):
             blocks.append(
                 nn.Sequential(
                     nn.Conv2d(channels, width, kernel_size=3, padding=1 + more if k == 0 else 1),
-                    norm_layer(norm, width),
-                    activation_layer(activation),
+                    NORMS[norm](width),
+                    ACTIVATIONS[activation](),
                     _POOLINGS[pooling](),
                 )
             )
@@ -73,10 +72,3 @@ class ConvNet(Network):
             )
         self.blocks = nn.ModuleList(blocks)
         self.classifier = nn.Linear(width * height * width_in, num_classes)
-
-    def layers(self, images: Tensor) -> tuple[Tensor, ...]:
-        return outputs(self.blocks, images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.layers(images)[-1].flatten(1))
-        return logits

@@ -5,8 +5,10 @@ minibatch is taken out: running statistics, dropout, stochastic depth. Attention
 fused kernels are not twice differentiable. Nothing pretrained, and nothing is downloaded.
 """
 
-import importlib
-from collections.abc import Callable, Sequence
+import pkgutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
+from mim4dd_pl.basics.errors import first_line
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.batchnorm import BatchNorm
@@ -54,7 +57,13 @@ class External(Network):
         self._repeats = 3 if image_shape[0] == 1 else 1
         if fetched := {"weights", "pretrained"} & {name for name, value in settings.items() if value}:
             raise ValueError(f"settings must not ask for pretrained weights, got {min(fetched)}: leave it out.")
-        build = _importable(model)
+        try:
+            build = pkgutil.resolve_name(model)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                "model must be the path of an importable callable such as torchvision.models.resnet18, got "
+                f"{model}: {error}."
+            ) from error
         try:
             self.model = build(num_classes=num_classes, **settings)
         except Exception as error:  # another library's: it may raise anything
@@ -67,30 +76,19 @@ class External(Network):
             )
         make_pure(self.model)
         if buffers := [name for name, _ in self.model.named_buffers()]:
-            raise ValueError(
-                f"model {model} has the buffer {buffers[0]}: expected parameters and batch norms only; "
-                "take another model."
-            )
+            raise ValueError(f"model {model} has the buffer {buffers[0]}, expected parameters and batch norms only.")
         self._try(image_shape, num_classes)
 
     def settings(self) -> dict[str, Any]:
         return self._settings
 
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
-        shown: dict[str, Tensor] = {}
-
-        def hook_for(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                shown[name] = output
-
-            return keep
-
-        handles = [self.model.get_submodule(name).register_forward_hook(hook_for(name)) for name in self._layers]
-        try:
+        shown: dict[str, Any] = {}
+        with ExitStack() as hooks:
+            for name in self._layers:
+                keep = partial(_keep, shown, name)
+                hooks.enter_context(self.model.get_submodule(name).register_forward_hook(keep))
             self(images)
-        finally:
-            for handle in handles:
-                handle.remove()
         return tuple(_as_map(shown.get(name), name) for name in self._layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -104,24 +102,11 @@ class External(Network):
         try:
             logits = self(images)
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"model does not take images of {image_shape}: {reason}") from error
+            raise ValueError(f"model does not take images of {image_shape}: {first_line(error)}") from error
         if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model must return logits of shape (B, {num_classes}), got {shape} for B = 2.")
         self.layers(images)
-
-
-def _importable(path: str) -> Callable[..., nn.Module]:
-    module, _, name = path.rpartition(".")
-    try:
-        found: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"model must be the path of an importable callable such as torchvision.models.resnet18, got "
-            f"{path}: {error}."
-        ) from error
-    return found
 
 
 def make_pure(model: nn.Module) -> None:
@@ -130,7 +115,9 @@ def make_pure(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:
-                setattr(parent, name, _without_memory(child))
+                ours = BatchNorm(child.num_features, child.eps, child.affine)
+                ours.weight, ours.bias = child.weight, child.bias
+                setattr(parent, name, ours)
     for module in model.modules():
         if isinstance(module, _NormBase):  # takes its input's statistics without its own
             module.running_mean = module.running_var = module.num_batches_tracked = None
@@ -146,19 +133,18 @@ def make_pure(model: nn.Module) -> None:
                     part.dropout = 0.0
 
 
-def _without_memory(norm: nn.BatchNorm2d) -> BatchNorm:
-    ours = BatchNorm(norm.num_features, norm.eps, norm.affine)
-    ours.weight, ours.bias = norm.weight, norm.bias
-    return ours
+def _keep(shown: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    shown[name] = output
 
 
-def _as_map(output: Tensor | None, name: str) -> Tensor:
+def _as_map(output: Any, name: str) -> Tensor:
     """An output as (B, c, h, w)."""
-    if isinstance(output, Tensor) and output.ndim == 4:
-        return output
-    if isinstance(output, Tensor) and output.ndim == 3:
-        return output.transpose(1, 2)[..., None]
-    if isinstance(output, Tensor) and output.ndim == 2:
-        return output[..., None, None]
+    if isinstance(output, Tensor):
+        if output.ndim == 4:
+            return output
+        if output.ndim == 3:
+            return output.transpose(1, 2)[..., None]
+        if output.ndim == 2:
+            return output[..., None, None]
     got = "nothing: it is not used" if output is None else getattr(output, "shape", type(output).__name__)
     raise ValueError(f"layers must name submodules that show one map, {name} shows {got}.")

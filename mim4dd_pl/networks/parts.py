@@ -1,18 +1,20 @@
 """What the networks of the field are made of: norms, activations, and the padding of small images."""
 
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 
 from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.shapes import ImageShape
+from mim4dd_pl.networks.base import Network
 from mim4dd_pl.networks.batchnorm import BatchNorm
 
 Norm = Literal["instance", "group", "batch", "layer", "none"]
 Activation = Literal["relu", "leaky_relu", "sigmoid"]
 
-_NORMS: dict[Norm, Callable[[int], nn.Module]] = {
+NORMS: dict[Norm, Callable[[int], nn.Module]] = {
     # Instance norm as group norm with one channel a group: affine, without running statistics, twice differentiable.
     "instance": lambda channels: nn.GroupNorm(channels, channels),
     "group": lambda channels: nn.GroupNorm(4, channels),
@@ -20,21 +22,37 @@ _NORMS: dict[Norm, Callable[[int], nn.Module]] = {
     "layer": lambda channels: nn.GroupNorm(1, channels),
     "none": lambda channels: nn.Identity(),
 }
-_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.01),
     "sigmoid": nn.Sigmoid,
 }
 
 
-def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """The normalisation of maps of so many channels."""
-    return _NORMS[norm](channels)
+class Blocks(Network):
+    """``blocks`` one after another, each with its output as a layer, and ``classifier`` on the features of the last."""
 
+    blocks: nn.ModuleList
+    classifier: nn.Linear
 
-def activation_layer(activation: Activation) -> nn.Module:
-    """The activation, applied to each number."""
-    return _ACTIVATIONS[activation]()
+    @abstractmethod
+    def __init__(self) -> None:
+        super().__init__()
+
+    def features(self, last: Tensor) -> Tensor:
+        """What the classifier sees of the last map: all of it, by default."""
+        return last.flatten(1)
+
+    def layers(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = []
+        for block in self.blocks:
+            images = block(images)
+            maps.append(images)
+        return tuple(maps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(self.layers(images)[-1]))
+        return logits
 
 
 def check_width(norm: Norm, width: int) -> None:
@@ -57,12 +75,3 @@ def check_size(network: str, image_shape: ImageShape, least: int) -> None:
 def more_padding(image_shape: ImageShape) -> int:
     """What the first convolution adds to its padding: the field's code makes 28x28 images 32x32 there."""
     return 2 if image_shape[1:] == (28, 28) else 0
-
-
-def outputs(blocks: Iterable[nn.Module], images: Tensor) -> tuple[Tensor, ...]:
-    """The output of each of ``blocks``, applied one after another."""
-    maps = []
-    for block in blocks:
-        images = block(images)
-        maps.append(images)
-    return tuple(maps)

@@ -4,8 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from mim4dd_pl.basics.shapes import ImageShape
-from mim4dd_pl.networks.base import Network
-from mim4dd_pl.networks.parts import Norm, check_size, check_width, norm_layer, outputs
+from mim4dd_pl.networks.parts import NORMS, Blocks, Norm, check_size, check_width
 
 
 class _Residual(nn.Module):
@@ -15,22 +14,22 @@ class _Residual(nn.Module):
         super().__init__()
         self.branch = nn.Sequential(
             nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False),
-            norm_layer(norm, channels),
+            NORMS[norm](channels),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            norm_layer(norm, channels),
+            NORMS[norm](channels),
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), norm_layer(norm, channels)
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), NORMS[norm](channels)
             )
 
     def forward(self, features: Tensor) -> Tensor:
         return relu(self.branch(features) + self.shortcut(features))
 
 
-class ResNet18(Network):
+class ResNet18(Blocks):
     """A 3x3 convolution without pooling, four stages of two residual blocks, the mean of the map, one linear layer.
 
     The stages after the first halve the map, as long as it keeps 2x2, which instance norm needs.
@@ -53,7 +52,7 @@ class ResNet18(Network):
         check_width(norm, width)
         self.width, self.norm = width, norm
         self.stem = nn.Sequential(
-            nn.Conv2d(image_shape[0], width, 3, padding=1, bias=False), norm_layer(norm, width), nn.ReLU()
+            nn.Conv2d(image_shape[0], width, 3, padding=1, bias=False), NORMS[norm](width), nn.ReLU()
         )
         channels, side = width, min(image_shape[1:])
         stages: list[nn.Module] = []
@@ -71,8 +70,7 @@ class ResNet18(Network):
 
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
         """One map per stage."""
-        return outputs(self.blocks, self.stem(images))
+        return super().layers(self.stem(images))
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.layers(images)[-1].mean((2, 3)))
-        return logits
+    def features(self, last: Tensor) -> Tensor:
+        return last.mean((2, 3))

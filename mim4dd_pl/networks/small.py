@@ -2,14 +2,13 @@
 
 import math
 
-from torch import Tensor, nn
+from torch import nn
 
 from mim4dd_pl.basics.shapes import ImageShape
-from mim4dd_pl.networks.base import Network
-from mim4dd_pl.networks.parts import check_size, check_width, more_padding, outputs
+from mim4dd_pl.networks.parts import Blocks, check_size, check_width, more_padding
 
 
-class LeNet(Network):
+class LeNet(Blocks):
     """Two 5x5 convolutions with ReLU and max-pooling, dense layers of 120 and 84, one linear layer.
 
     Source: LeCun et al. 1998, with ReLU and max-pooling for sigmoid and subsampling, as everywhere in the field.
@@ -37,20 +36,13 @@ class LeNet(Network):
         )
         self.classifier = nn.Linear(84, num_classes)
 
-    def layers(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The maps of the convolutions, and the dense layers as maps of 1x1."""
-        return outputs(self.blocks, images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.layers(images)[-1].flatten(1))
-        return logits
-
 
 def _dense(features: int, width: int) -> nn.Module:
+    """A dense layer that shows its output as a map of 1x1."""
     return nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.ReLU(), nn.Unflatten(1, (width, 1, 1)))
 
 
-class MLP(Network):
+class MLP(Blocks):
     """Two dense layers with ReLU over all pixels, then one linear layer.
 
     Args:
@@ -66,16 +58,5 @@ class MLP(Network):
         super().__init__()
         check_width("none", width)
         self.width = width
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.ReLU(), nn.Unflatten(1, (width, 1, 1)))
-            for features in (math.prod(image_shape), width)
-        )
+        self.blocks = nn.ModuleList([_dense(math.prod(image_shape), width), _dense(width, width)])
         self.classifier = nn.Linear(width, num_classes)
-
-    def layers(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The dense layers as maps of 1x1."""
-        return outputs(self.blocks, images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.layers(images)[-1].flatten(1))
-        return logits

@@ -3,14 +3,13 @@
 from torch import Tensor, nn
 
 from mim4dd_pl.basics.shapes import ImageShape
-from mim4dd_pl.networks.base import Network
-from mim4dd_pl.networks.parts import Norm, check_size, check_width, more_padding, norm_layer, outputs
+from mim4dd_pl.networks.parts import NORMS, Blocks, Norm, check_size, check_width, more_padding
 
 _STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 """Channels of the convolutions of each stage, in units of the width."""
 
 
-class VGG11(Network):
+class VGG11(Blocks):
     """Five stages of one or two 3x3 convolutions with norm and ReLU, each ending in max-pooling; one linear layer.
 
     At 32x32 the last map is 1x1; larger ones are averaged over the map. Smaller images pass the first stages without
@@ -43,7 +42,7 @@ class VGG11(Network):
             layers: list[nn.Module] = []
             for factor in factors:
                 layers.append(nn.Conv2d(channels, factor * width, 3, padding=1 if stages or layers else 1 + more))
-                layers += [norm_layer(norm, factor * width), nn.ReLU()]
+                layers += [NORMS[norm](factor * width), nn.ReLU()]
                 channels = factor * width
             if number >= len(_STAGES) - poolings:
                 layers.append(nn.MaxPool2d(2))
@@ -51,9 +50,5 @@ class VGG11(Network):
         self.blocks = nn.ModuleList(stages)
         self.classifier = nn.Linear(channels, num_classes)
 
-    def layers(self, images: Tensor) -> tuple[Tensor, ...]:
-        return outputs(self.blocks, images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.layers(images)[-1].mean((2, 3)))
-        return logits
+    def features(self, last: Tensor) -> Tensor:
+        return last.mean((2, 3))

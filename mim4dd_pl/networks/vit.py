@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd_pl.basics.shapes import ImageShape
-from mim4dd_pl.networks.base import Network
-from mim4dd_pl.networks.parts import outputs
+from mim4dd_pl.networks.parts import Blocks
 
 
 class _Attention(nn.Module):
@@ -40,7 +39,7 @@ class _Block(nn.Module):
         return tokens.transpose(1, 2).reshape(grid.shape)
 
 
-class ViT(Network):
+class ViT(Blocks):
     """Patches as tokens, ``depth`` transformer blocks with the norm first, the mean token, one linear layer.
 
     The default has the width and the heads of ViT-Ti and half of its depth: 2.7 million parameters.
@@ -82,9 +81,8 @@ class ViT(Network):
 
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
         """The tokens after each block, as maps (B, dim, height / patch, width / patch)."""
-        return outputs(self.blocks, self.embed(images) + self.position)
+        return super().layers(self.embed(images) + self.position)
 
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.layers(images)[-1].flatten(2).transpose(1, 2)  # (B, n, dim)
-        logits: Tensor = self.classifier(self.norm(tokens).mean(1))
-        return logits
+    def features(self, last: Tensor) -> Tensor:
+        tokens: Tensor = self.norm(last.flatten(2).transpose(1, 2))  # (B, n, dim)
+        return tokens.mean(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mim4dd_pl.basics.errors import DataError, StoredFileError
+from mim4dd_pl.basics.errors import DataError, StoredFileError, first_line
 from mim4dd_pl.basics.files import check_stored, readable
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.folder import read_pictures
@@ -20,7 +20,7 @@ from mim4dd_pl.stored.artefact import read_distilled
 from mim4dd_pl.stored.distilled import Distilled
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_IMAGES, _LABELS, _LR = ("images.pt", "images_best.pt"), ("labels.pt", "labels_best.pt"), "lr.pt"
+_IMAGES = ("images.pt", "images_best.pt")
 
 
 def read_set(
@@ -46,18 +46,21 @@ def read_set(
     """
     if (readable(folder) / "manifest.json").is_file() or not folder.is_dir():
         distilled = read_distilled(folder)
-    elif found := [name for name in _IMAGES if (folder / name).is_file()]:
-        labels = folder / _LABELS[_IMAGES.index(found[0])]
-        distilled = _from_tensors(folder / found[0], labels, classes, normalization, student_lr)
     else:
-        try:
-            images, numbers = read_pictures(folder, classes, image_shape)
-        except DataError as error:
-            raise StoredFileError(
-                f"{folder} is no distilled set: it has neither manifest.json nor images.pt, and as a folder of "
-                f"pictures: {error}"
-            ) from error
-        distilled = _distilled(normalization(images.float() / 255), numbers, None, classes, normalization, student_lr)
+        logits = None
+        if found := [name for name in _IMAGES if (folder / name).is_file()]:
+            images, labels, logits = _read_tensors(folder, found[0], len(classes))
+            student_lr = _read_lr(folder / "lr.pt", student_lr)
+        else:
+            try:
+                pixels, labels = read_pictures(folder, classes, image_shape)
+            except DataError as error:
+                raise StoredFileError(
+                    f"{folder} is no distilled set: it has neither manifest.json nor images.pt, and as a folder of "
+                    f"pictures: {error}"
+                ) from error
+            images = normalization(pixels.float() / 255)
+        distilled = Distilled(images, labels, logits, torch.tensor(student_lr), normalization, classes, {})
     if tuple(distilled.images.shape[1:]) != image_shape or distilled.classes != classes:
         raise StoredFileError(
             f"{folder} holds images of {tuple(distilled.images.shape[1:])} of {_named(distilled.classes)}, the "
@@ -70,17 +73,16 @@ def read_set(
     return replace(distilled, facts={**distilled.facts, "distilled set": str(folder)})
 
 
-def _from_tensors(
-    images_path: Path, labels_path: Path, classes: tuple[str, ...], normalization: Normalization, student_lr: float
-) -> Distilled:
-    images, labels = _tensor(images_path), _tensor(labels_path)
+def _read_tensors(folder: Path, name: str, num_classes: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images, labels, and logits where these are soft."""
+    images_path, labels_path = folder / name, folder / name.replace("images", "labels")
+    images, labels, logits = _tensor(images_path), _tensor(labels_path), None
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         raise StoredFileError(
             f"{images_path} must hold normalised images of shape (S, c, h, w), got {images.dtype} of shape "
             f"{tuple(images.shape)}."
         )
-    logits = None
-    if labels.ndim == 2 and labels.is_floating_point() and labels.shape[1] == len(classes):
+    if labels.ndim == 2 and labels.is_floating_point() and labels.shape[1] == num_classes:
         labels = labels.float()
         # A table of probabilities may have been rounded or stored in half precision.
         sums = labels.sum(1, keepdim=True)
@@ -89,39 +91,24 @@ def _from_tensors(
         labels = logits.argmax(1)
     if labels.ndim != 1 or len(labels) != len(images) or labels.dtype not in _INTEGERS:
         raise StoredFileError(
-            f"{labels_path} must hold {len(images)} classes, or soft labels of shape ({len(images)}, {len(classes)}), "
+            f"{labels_path} must hold {len(images)} classes, or soft labels of shape ({len(images)}, {num_classes}), "
             f"got {labels.dtype} of shape {tuple(labels.shape)}."
         )
-    if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise StoredFileError(
-            f"{labels_path} holds classes {int(labels.min())}..{int(labels.max())}, expected 0..{len(classes) - 1}."
+            f"{labels_path} holds classes {int(labels.min())}..{int(labels.max())}, expected 0..{num_classes - 1}."
         )
-    lr_path = images_path.parent / _LR
-    if lr_path.is_file():
-        lr = _tensor(lr_path)
-        student_lr = float(lr) if lr.numel() == 1 and not lr.is_complex() else float("nan")
-        if not 0 < student_lr < float("inf"):
-            raise StoredFileError(f"{lr_path} must hold one positive number, got {lr.tolist()!r:.40}.")
-    return _distilled(images.float(), labels.long(), logits, classes, normalization, student_lr)
+    return images.float(), labels.long(), logits
 
 
-def _distilled(
-    images: Tensor,
-    labels: Tensor,
-    logits: Tensor | None,
-    classes: tuple[str, ...],
-    normalization: Normalization,
-    student_lr: float,
-) -> Distilled:
-    return Distilled(
-        images=images,
-        labels=labels,
-        label_logits=logits,
-        student_lr=torch.tensor(student_lr),
-        normalization=normalization,
-        classes=classes,
-        facts={},
-    )
+def _read_lr(path: Path, default: float) -> float:
+    if not path.is_file():
+        return default
+    lr = _tensor(path)
+    value = float(lr) if lr.numel() == 1 and not lr.is_complex() else float("nan")
+    if not 0 < value < float("inf"):
+        raise StoredFileError(f"{path} must hold one positive number, got {lr.tolist()!r:.40}.")
+    return value
 
 
 def _tensor(path: Path) -> Tensor:
@@ -133,20 +120,16 @@ def _tensor(path: Path) -> Tensor:
         content = torch.load(path, map_location="cpu", weights_only=True)
         content = torch.tensor(content) if isinstance(content, (int, float)) else content
     except Exception as error:  # torch's reader of a damaged file raises whatever it stumbles upon
-        reason = str(error).strip().split("\n")[0]
-        raise StoredFileError(f"{path} is no readable file of tensors ({reason:.120}).") from error
-    dense = isinstance(content, Tensor) and content.layout == torch.strided and content.device.type == "cpu"
-    if not dense or content.is_quantized:
-        raise StoredFileError(f"{path} holds {_kind(content)}, expected a dense tensor.")
+        raise StoredFileError(f"{path} is no readable file of tensors ({first_line(error):.120}).") from error
+    if not isinstance(content, Tensor):
+        raise StoredFileError(f"{path} holds a {type(content).__name__}, expected a dense tensor.")
+    if content.layout != torch.strided or content.device.type != "cpu" or content.is_quantized:
+        raise StoredFileError(
+            f"{path} holds a tensor of layout {content.layout} on {content.device}, expected a dense one."
+        )
     if content.nbytes > (size := path.stat().st_size):
         raise StoredFileError(f"{path} holds a tensor of {content.nbytes:,} bytes in {size:,}: its numbers overlap.")
     return content.detach()
-
-
-def _kind(content: object) -> str:
-    if isinstance(content, Tensor):
-        return f"a tensor of layout {content.layout} on {content.device}"
-    return f"a {type(content).__name__}"
 
 
 def _named(classes: tuple[str, ...]) -> str:

@@ -100,35 +100,21 @@ class SegmentReader:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-class SegmentDraw:
-    """Draws an expert and a start epoch for each segment, and reads one segment ahead.
+def draw_segment(
+    store: TrajectoryStore, num_experts: int, epochs: Epochs, stream: Stream, step: int, index: int
+) -> Segment:
+    """Segment ``index`` of outer step ``step``: of a random expert and from a random start epoch.
 
     Args:
         store: Finished trajectories.
         num_experts: How many of them there are.
         epochs: Which of their epochs.
         stream: Decides; the node of a segment is ("segment", step, index, "expert").
-        numbers: Of the segments of a step that are read here.
+        step: s.
+        index: Of the segment.
     """
-
-    def __init__(
-        self, store: TrajectoryStore, num_experts: int, epochs: Epochs, stream: Stream, numbers: range
-    ) -> None:
-        self._store, self._num_experts, self._epochs, self._stream = store, num_experts, epochs, stream
-        self._reader = SegmentReader(self.draw, numbers)
-
-    def draw(self, step: int, index: int) -> Segment:
-        """Segment ``index`` of ``step``, each of its parts of shape (P,)."""
-        generator = self._stream.at("segment", step, index, "expert").generator()
-        expert = int(torch.randint(self._num_experts, (), generator=generator))
-        starts = self._epochs.starts(step)
-        epoch = starts[int(torch.randint(len(starts), (), generator=generator))]
-        return self._store.segment(expert, epoch, self._epochs.expert_epochs)
-
-    def read(self, step: int, index: int) -> Segment:
-        """The same, read while the segment before it was in use."""
-        return self._reader.read(step, index)
-
-    def close(self) -> None:
-        """End the thread that reads ahead."""
-        self._reader.close()
+    generator = stream.at("segment", step, index, "expert").generator()
+    expert = int(torch.randint(num_experts, (), generator=generator))
+    starts = epochs.starts(step)
+    epoch = starts[int(torch.randint(len(starts), (), generator=generator))]
+    return store.segment(expert, epoch, epochs.expert_epochs)

@@ -5,7 +5,7 @@ Two rows of it, a :class:`Segment`, are read at a time without loading the rest.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -58,6 +58,9 @@ class TrajectorySpec:
     storage: Storage = "float32"
 
 
+_FIELDS = [field.name for field in fields(TrajectorySpec)]
+
+
 def _file_of(expert: int) -> str:
     return f"expert_{expert:04d}.safetensors"
 
@@ -87,13 +90,12 @@ class TrajectoryStore:
         self.root = root
         self.spec = spec
         self._read_only = False
-        self._entries: dict[int, dict[str, str]] = {}
-        if self._manifest.exists():
-            self.refresh()
-            for entry in self._entries.values():
-                path = self.root / entry["file"]
-                check_sha256(path, entry["sha256"], self._remedy)
-                self._check_rows(path)
+        self._hashes: dict[int, str] = {}
+        self.refresh()
+        for expert, expected in self._hashes.items():
+            check_sha256(root / _file_of(expert), expected, _remedy(root))
+            for _ in self._rows(expert, range(spec.epochs + 1)):
+                pass
 
     @classmethod
     def open(cls, root: str | Path) -> "TrajectoryStore":
@@ -111,15 +113,15 @@ class TrajectoryStore:
         root = Path(root)
         if not (root / "manifest.json").exists():
             raise StoredFileError(f"{root} holds no expert trajectories: there is no manifest.json in it.")
-        found = _read(root)
-        store = cls(root, TrajectorySpec(**{field.name: found[field.name] for field in fields(TrajectorySpec)}))
+        found, _ = _read(root)
+        store = cls(root, TrajectorySpec(**{name: found[name] for name in _FIELDS}))
         store._read_only = True
         return store
 
     @property
     def finished(self) -> list[int]:
         """Numbers of the experts that are there, ascending."""
-        return sorted(self._entries)
+        return sorted(self._hashes)
 
     def add(self, expert: int, trajectory: Tensor) -> None:
         """Keep a finished expert; if another process has finished it meanwhile, theirs stays.
@@ -133,32 +135,30 @@ class TrajectoryStore:
         """
         if self._read_only:
             raise RuntimeError(f"The store of {self.root} was opened for reading: build it with a TrajectorySpec.")
-        expected = (self.spec.epochs + 1, self.spec.num_parameters)
-        if tuple(trajectory.shape) != expected:
-            raise ValueError(f"A trajectory of this store has shape {expected}, got {tuple(trajectory.shape)}.")
+        if tuple(trajectory.shape) != self._shape:
+            raise ValueError(f"A trajectory of this store has shape {self._shape}, got {tuple(trajectory.shape)}.")
         path = self.root / _file_of(expert)
         with locked(self.root):
             # Another run may share the folder: keep what it has finished, this expert included.
             self.refresh()
-            if expert in self._entries:
+            if expert in self._hashes:
                 return
             with replacing(path) as temporary:
                 stored = trajectory.to("cpu", getattr(torch, self.spec.storage)).contiguous()
                 save_file({"trajectory": stored}, temporary)
-            self._entries[expert] = {"file": path.name, "sha256": sha256(path)}
-            manifest = {
-                "schema": SCHEMA,
-                **vars(self.spec),
-                "experts": {str(number): self._entries[number] for number in self.finished},
+            self._hashes[expert] = sha256(path)
+            experts = {
+                str(number): {"file": _file_of(number), "sha256": self._hashes[number]} for number in self.finished
             }
-            write_text(self._manifest, json.dumps(manifest, indent=2) + "\n")
+            manifest = {"schema": SCHEMA, **vars(self.spec), "experts": experts}
+            write_text(self.root / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
     def refresh(self) -> None:
         """See the experts that other processes have finished."""
-        if self._manifest.exists():
-            found = _read(self.root)
+        if (self.root / "manifest.json").exists():
+            found, hashes = _read(self.root)
             self._check_spec(found)
-            self._entries = found["experts"]
+            self._hashes = hashes
 
     def segment(self, expert: int, start_epoch: int, expert_epochs: int) -> Segment:
         """Two rows of one trajectory, read from the disk.
@@ -168,40 +168,28 @@ class TrajectoryStore:
             start_epoch: t.
             expert_epochs: M; t + M must not exceed the epochs of the store.
         """
-        path = self.root / self._entries[expert]["file"]
+        return Segment(*self._rows(expert, (start_epoch, start_epoch + expert_epochs)))
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.spec.epochs + 1, self.spec.num_parameters
+
+    def _rows(self, expert: int, epochs: Iterable[int]) -> Iterator[Tensor]:
+        """Some rows, one at a time; refuses a file that is no trajectory of this store, or holds one that diverged."""
+        path = self.root / _file_of(expert)
         try:
             with safe_open(path, framework="pt") as file:
                 rows = file.get_slice("trajectory")
-                segment = Segment(rows[start_epoch].float(), rows[start_epoch + expert_epochs].float())
+                if (shape := tuple(rows.get_shape())) != self._shape:
+                    raise _refusal(path, f"holds a trajectory of shape {shape}, expected {self._shape}")
+                for epoch in epochs:
+                    row = rows[epoch].float()
+                    # With numpy: torch would start a second team of threads for the thread that reads ahead.
+                    if not np.isfinite(row.numpy()).all():
+                        raise _refusal(path, "holds parameters that are not finite: the expert diverged")
+                    yield row
         except (OSError, SafetensorError) as error:
-            raise StoredFileError(f"{path} cannot be read: {error}. {self._remedy}") from error
-        # With numpy: torch would start a second team of threads for the thread that reads ahead.
-        if not all(np.isfinite(row.numpy()).all() for row in segment):
-            raise StoredFileError(f"{path} holds parameters that are not finite: the expert diverged. {self._remedy}")
-        return segment
-
-    @property
-    def _manifest(self) -> Path:
-        return self.root / "manifest.json"
-
-    @property
-    def _remedy(self) -> str:
-        return _remedy(self.root)
-
-    def _check_rows(self, path: Path) -> None:
-        """Refuse a file that is no trajectory of this store, or holds one that diverged; reads a row at a time."""
-        expected = (self.spec.epochs + 1, self.spec.num_parameters)
-        try:
-            with safe_open(path, framework="pt") as file:
-                rows = file.get_slice("trajectory")
-                shape = tuple(rows.get_shape())
-                finite = shape == expected and all(bool(rows[row].float().sum().isfinite()) for row in range(shape[0]))
-        except (OSError, SafetensorError) as error:
-            raise StoredFileError(f"{path} cannot be read: {error}. {self._remedy}") from error
-        if shape != expected:
-            raise StoredFileError(f"{path} holds a trajectory of shape {shape}, expected {expected}. {self._remedy}")
-        if not finite:
-            raise StoredFileError(f"{path} holds parameters that are not finite: the expert diverged. {self._remedy}")
+            raise _refusal(path, f"cannot be read: {error}") from error
 
     def _check_spec(self, found: dict[str, Any]) -> None:
         """Refuse experts that are not those of ``spec``, by the first setting that differs."""
@@ -211,34 +199,34 @@ class TrajectoryStore:
             if differing := difference(found[name], wanted, name.replace("_", " ")):
                 name, theirs, ours = differing
                 raise StoredFileError(
-                    f"The trajectories of {self._manifest} do not fit: their {name} is {text(theirs):.200}, this run's "
-                    f"is {text(ours)}. Use the same data set, network and expert settings, or use another "
+                    f"The trajectories of {self.root}/manifest.json do not fit: their {name} is {text(theirs):.200}, "
+                    f"this run's is {text(ours)}. Use the same data set, network and expert settings, or use another "
                     "folder."
                 )
 
 
-def _read(root: Path) -> dict[str, Any]:
-    """The manifest of a folder, its experts by number; refused if it is none."""
+def _read(root: Path) -> tuple[dict[str, Any], dict[int, str]]:
+    """The manifest of a folder, and the SHA-256 of each expert by its number; refused if it is none."""
     manifest = root / "manifest.json"
     try:
         found: dict[str, Any] = read_json(manifest)
-        found["experts"] = {
-            int(number): {"file": str(entry["file"]), "sha256": str(entry["sha256"])}
-            for number, entry in found["experts"].items()
-        }
+        experts = {int(number): entry for number, entry in found["experts"].items()}
         whole = all(isinstance(found[name], int) for name in ("schema", "num_parameters", "epochs"))
-        if not whole or not found.keys() >= {field.name for field in fields(TrajectorySpec)}:
+        if not whole or not found.keys() >= set(_FIELDS):
             raise ValueError("it does not say what the experts are")
+        for number, entry in experts.items():
+            if entry["file"] != _file_of(number):
+                raise ValueError(f"it names {entry['file']!s:.80}, expected {_file_of(number)}")
+        hashes = {number: str(entry["sha256"]) for number, entry in experts.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoredFileError(f"{manifest} is damaged ({error!r:.200}). {_remedy(root)}") from error
+        raise _refusal(manifest, f"is damaged ({error!r:.200})") from error
     if found["schema"] not in (2, SCHEMA):
-        raise StoredFileError(f"{manifest} is of schema {found['schema']}, expected {SCHEMA}. {_remedy(root)}")
-    for number, entry in found["experts"].items():
-        if entry["file"] != _file_of(number):
-            raise StoredFileError(
-                f"{manifest} is damaged: it names {entry['file']:.80}, expected {_file_of(number)}. {_remedy(root)}"
-            )
-    return found
+        raise _refusal(manifest, f"is of schema {found['schema']}, expected {SCHEMA}")
+    return found, hashes
+
+
+def _refusal(path: Path, reason: str) -> StoredFileError:
+    return StoredFileError(f"{path} {reason}. {_remedy(path.parent)}")
 
 
 def _remedy(root: Path) -> str:

@@ -31,7 +31,7 @@ from mim4dd_pl.objectives.synthetic import SoftLabels
 from mim4dd_pl.objectives.trajectory_matching import TrajectoryMatching
 from mim4dd_pl.population.experts import Experts
 from mim4dd_pl.population.training import Training
-from mim4dd_pl.stored.segments import SegmentDraw
+from mim4dd_pl.stored.segments import SegmentReader, draw_segment
 
 
 def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any) -> DistillationModule:
@@ -51,9 +51,8 @@ def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any
     )
     trainer.fit(module, datamodule=data)
     if module.objective.epochs is not None:
-        module.segments = SegmentDraw(
-            module.store, experts.num_experts, module.objective.epochs, module.stream, range(module.segments_per_step)
-        )
+        draw = partial(draw_segment, module.store, experts.num_experts, module.objective.epochs, module.stream)
+        module.segments = SegmentReader(draw, range(module.segments_per_step))
     return module
 
 

@@ -230,8 +230,8 @@ def test_fake_tensors_find_what_is_mixed() -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_augmentation_stays_on_the_device_of_the_images(name: str) -> None:
     operation, images = OPERATIONS[name], torch.zeros(2, 3, 8, 8, device=CUDA)
-    parameters = operation.draw(2, Stream(0).generator())
-    assert operation(images, parameters.to(images, non_blocking=True)).device == CUDA
+    u = torch.rand(2, operation.draws)
+    assert operation.apply(images, u.to(images, non_blocking=True)).device == CUDA
 
 
 @pytest.mark.usefixtures("fake")
