@@ -78,6 +78,9 @@ class InnerLoop:
 class Unroll(ABC):
     """A way to differentiate through N steps of training."""
 
+    def __repr__(self) -> str:
+        return type(self).__name__
+
     def work(self, batch_size: int, steps: int, window: int) -> Work:
         """What ``steps`` steps on ``batch_size`` images each take, the last ``window`` of them differentiated."""
         return Work(batch_size, gradients=steps, sweeps=window)

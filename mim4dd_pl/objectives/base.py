@@ -69,6 +69,9 @@ class Objective(ABC):
 
     epochs: Epochs | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
     @property
     def reads_experts(self) -> bool:
         """Whether it looks at trajectories of experts."""

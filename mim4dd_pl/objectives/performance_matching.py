@@ -64,13 +64,6 @@ class PerformanceMatching(Objective):
         self.optimizer = Momentum() if optimizer is None else optimizer
         self.unroll = ExactUnroll() if unroll is None else unroll
 
-    def __repr__(self) -> str:
-        return (
-            f"PerformanceMatching(unroll_steps={self.unroll_steps}, window={self.window}, "
-            f"real_per_class={self.real_per_class}, synthetic_batch_size={self.synthetic_batch_size}, "
-            f"augment={self.augment}, optimizer={self.optimizer}, unroll={type(self.unroll).__name__})"
-        )
-
     def check(self, images_per_class: int, num_classes: int) -> None:
         check_size(self.synthetic_batch_size, images_per_class * num_classes)
         if self.synthetic_batch_size is not None and self.synthetic_batch_size % num_classes:
