@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.func import grad, jvp
+from torch.utils._pytree import tree_map_only
 
 from mim4dd_pl.engine.derivatives import Derivatives, Sweep, Work, network_losses, soft
 from mim4dd_pl.engine.flat import FlatNetwork
@@ -79,8 +80,8 @@ class CompiledDerivatives(Derivatives):
         self._proven: set[str] = set()
 
     def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        gradient: Tensor | None = self._call("gradient", theta, images, labels)
-        return super()._gradient(theta, images, labels) if gradient is None else gradient
+        g: Tensor | None = self._call("gradient", theta, images, labels)
+        return super()._gradient(theta, images, labels) if g is None else g
 
     def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool) -> Sweep:
         name = "sweep" if along_theta else "direct"
@@ -105,12 +106,8 @@ class CompiledDerivatives(Derivatives):
             _log.warning("%s does not compile here, and goes on at plain speed: %s", self.network.name, reason[:200])
             return None
         self._proven.add(name)
-        if self.device.type != "cuda":
-            return results
         # A CUDA graph writes its next results over these.
-        if isinstance(results, Tensor):
-            return results.clone()
-        return tuple(None if result is None else result.clone() for result in results)
+        return tree_map_only(Tensor, Tensor.clone, results) if self.device.type == "cuda" else results
 
 
 def _allow_variants() -> None:
