@@ -17,17 +17,11 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Features:
-    """The features of one trained network.
-
-    Args:
-        network: Its architecture.
-        theta: Its parameters, shape (P,).
-        statistics: Of its batch norms; empty without.
-    """
+    """The features of one trained network."""
 
     network: FlatNetwork
-    theta: Tensor
-    statistics: Statistics
+    theta: Tensor  # its parameters, shape (P,)
+    statistics: Statistics  # of its batch norms; empty without
 
     @torch.no_grad()
     def layers(self, images: Tensor, most: int | None = None) -> list[Tensor]:
@@ -46,7 +40,7 @@ class Features:
         return torch.cat([self.layers(images.batch(part).images)[-1] for part in rows.split(_AT_ONCE)])
 
     def grams(self, images: Tensor) -> list[Tensor]:
-        """The Gram matrix of each layer's features of images (N, c, h, w), each of shape (N, N)."""
+        """The Gram matrix of each layer's features of images (N, c, h, w), shape (N, N)."""
         return [gram(layer) for layer in self.layers(images)]
 
 
