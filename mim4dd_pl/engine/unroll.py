@@ -250,12 +250,9 @@ def unroll(
         raise ValueError(f"model must learn all of its parameters, got {frozen[0]} frozen: let it require a gradient.")
     if images.ndim != 4:
         raise ValueError(f"images must be of shape (B, c, h, w), got {tuple(images.shape)}.")
-    first = next(model.parameters(), images)
-    if (images.dtype, images.device) != (first.dtype, first.device):
-        raise ValueError(
-            f"images must be as the model's parameters, {first.dtype} on {first.device}, got {images.dtype} on "
-            f"{images.device}."
-        )
+    wanted, got = (f"{each.dtype} on {each.device}" for each in (next(model.parameters(), images), images))
+    if got != wanted:
+        raise ValueError(f"images must be as the model's parameters, {wanted}, got {got}.")
     network = FlatNetwork.of(model, (images.shape[1], images.shape[2], images.shape[3]))
     _check_labels(labels, len(images), network.num_classes)
     theta = _vector(dict(model.named_parameters()) if start is None else start, network)
@@ -277,9 +274,8 @@ class _WithoutFusedAttention(Derivatives):
 
 
 def _check_labels(labels: Tensor, count: int, num_classes: int) -> None:
-    shape = (count, num_classes) if soft(labels) else (count,)
+    kind, shape = ("soft labels", (count, num_classes)) if soft(labels) else ("classes", (count,))
     if labels.shape != shape:
-        kind = "soft labels" if soft(labels) else "classes"
         raise ValueError(f"labels must be of shape {shape}, {kind} of {count} images, got {tuple(labels.shape)}.")
     if not soft(labels) and (labels.dtype != torch.int64 or labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(

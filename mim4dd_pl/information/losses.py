@@ -1,6 +1,6 @@
-"""The formulas of the losses as pure functions: the hosts' and the information term's.
+"""The formulas of the information term as pure functions.
 
-Symbols: theta parameters as one vector (P,); C the number of classes; tau a temperature; K the number of layers.
+Symbols: C the number of classes; tau a temperature; K the number of layers.
 Nothing here holds state, draws random numbers or knows of Lightning.
 """
 
@@ -10,8 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
-
-# --- the information term ------------------------------------------------------------------------------------------
 
 
 def same_class(synthetic_labels: Tensor, real_labels: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def panel(shown: Panel) -> Markup:
     colours_are_runs = len({line.run for line in shown.lines}) > 1
     figure = Figure(figsize=(3.7, 2.5), layout="constrained")
     axes = figure.subplots()
-    named: set[str | None] = set()
+    named: set[str] = set()
     for line in shown.lines:
         paint = colour(line.run if colours_are_runs or not several else line.kind)
         if line.raw is not None:
