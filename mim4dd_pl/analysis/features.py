@@ -47,14 +47,8 @@ class Features:
 def layer_similarity(one: Features, others: Sequence[Features], images: Indexable, rows: Tensor) -> list[Tensor]:
     """CKA of the layers of networks that see the same images, estimated without bias from minibatches of 256.
 
-    Args:
-        one: Its K_1 layers are the rows.
-        others: The K_2 layers of each are the columns of a table.
-        images: Held-out images.
-        rows: Which of them, shape (R,), at least 4; those beyond the last whole minibatch are left out.
-
-    Returns:
-        A table for each of ``others``, shape (K_1, K_2), float64.
+    Of the images at ``rows``, shape (R,), at least 4, those beyond the last whole minibatch are left out. A table for
+    each of ``others``, whose K_2 layers are its columns, shape (K_1, K_2), float64.
     """
     size = min(_AT_ONCE, len(rows))
 

@@ -51,12 +51,7 @@ class Head(nn.Module):
 
 
 class IdentityHead(Head):
-    """No learned embedding.
-
-    Args:
-        layer_shape: (c_k, h_k, w_k) of the layer's feature map.
-        pool: Side of the pooled map, ``gap`` or ``flatten``.
-    """
+    """No learned embedding: the pooled features themselves."""
 
 
 class LinearHead(Head):
