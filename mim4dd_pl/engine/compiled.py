@@ -92,7 +92,10 @@ class CompiledDerivatives(Derivatives):
         """What the compiled function returns; None for another size, or where it does not compile."""
         if images.shape[1] != self.size or name not in self._functions:
             return None
-        _allow_variants()
+        # Every network and batch size is a variant, and the compiler's default allows eight. Its settings belong to the
+        # thread, and a backward pass on an accelerator has one of its own.
+        if torch._dynamo.config.recompile_limit < _VARIANTS:
+            torch._dynamo.config.recompile_limit = _VARIANTS
         try:
             # One mode and one layout, or the compiler would make a variant for each; the functions set their own mode.
             with torch.no_grad():
@@ -108,15 +111,6 @@ class CompiledDerivatives(Derivatives):
         self._proven.add(name)
         # A CUDA graph writes its next results over these.
         return tree_map_only(Tensor, Tensor.clone, results) if self.device.type == "cuda" else results
-
-
-def _allow_variants() -> None:
-    """Every network and batch size is a variant of the same three functions; the compiler's default allows eight.
-
-    Its settings belong to the thread, and a backward pass on an accelerator has one of its own.
-    """
-    if torch._dynamo.config.recompile_limit < _VARIANTS:
-        torch._dynamo.config.recompile_limit = _VARIANTS
 
 
 def worth_compiling(network: FlatNetwork, compile: Compile, work: Work) -> bool:

@@ -150,13 +150,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        images: Tensor,
-        labels: Tensor,
-        student_lr: Tensor,
-        start: Tensor,
-        loop: InnerLoop,
-        along_theta: bool,
+        ctx: Any, images: Tensor, labels: Tensor, student_lr: Tensor, start: Tensor, loop: InnerLoop, along_theta: bool
     ) -> Tensor:
         theta, state = start, loop.optimizer.initial(start)
         saved: list[Tensor] = []
@@ -278,9 +272,8 @@ def _check_labels(labels: Tensor, count: int, num_classes: int) -> None:
     if labels.shape != shape:
         raise ValueError(f"labels must be of shape {shape}, {kind} of {count} images, got {tuple(labels.shape)}.")
     if not soft(labels) and (labels.dtype != torch.int64 or labels.min() < 0 or labels.max() >= num_classes):
-        raise ValueError(
-            f"labels must be int64 in 0..{num_classes - 1}, got {labels.dtype} in {labels.min()}..{labels.max()}."
-        )
+        got = f"{labels.dtype} in {labels.min()}..{labels.max()}"
+        raise ValueError(f"labels must be int64 in 0..{num_classes - 1}, got {got}.")
 
 
 def _vector(start: Tensor | Mapping[str, Tensor], network: FlatNetwork) -> Tensor:
@@ -290,8 +283,7 @@ def _vector(start: Tensor | Mapping[str, Tensor], network: FlatNetwork) -> Tenso
         if odd := sorted(start.keys() ^ wanted.keys()):
             raise ValueError(f"start must hold each parameter of the model under its name, got it wrong for {odd[0]}.")
         start = torch.cat([start[name].reshape(-1) for name in wanted])
-    if start.shape != (network.num_parameters,):
-        raise ValueError(
-            f"start must hold the {network.num_parameters:,} parameters of the model, got shape {tuple(start.shape)}."
-        )
+    count = network.num_parameters
+    if start.shape != (count,):
+        raise ValueError(f"start must hold the {count:,} parameters of the model, got shape {tuple(start.shape)}.")
     return start

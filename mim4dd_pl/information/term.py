@@ -110,9 +110,7 @@ class InformationTerm(nn.Module):
     def factor(self, host: Tensor, term: Tensor) -> Tensor:
         """What the term's gradient is multiplied with, shape (): 1 with a literal weight, which is in the loss already.
 
-        Args:
-            host: The host's gradient on the pixels; lambda is no share where it is zero everywhere.
-            term: The term's, of the same shape.
+        ``host`` and ``term`` are gradients on the pixels, of one shape; see :func:`~mim4dd_pl.information.losses.balance`.
         """
         return host.new_ones(()) if self.balance == "literal" else balance(host, term, self.weight)
 
