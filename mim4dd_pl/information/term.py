@@ -110,7 +110,7 @@ class InformationTerm(nn.Module):
     def factor(self, host: Tensor, term: Tensor) -> Tensor:
         """What the term's gradient is multiplied with, shape (): 1 with a literal weight, which is in the loss already.
 
-        ``host`` and ``term`` are gradients on the pixels, of one shape; see :func:`~mim4dd_pl.information.losses.balance`.
+        ``host`` and ``term`` are gradients on the pixels, of one shape.
         """
         return host.new_ones(()) if self.balance == "literal" else balance(host, term, self.weight)
 
