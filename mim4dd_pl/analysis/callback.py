@@ -12,19 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
+from mim4dd_pl.analysis import findings
 from mim4dd_pl.analysis.drawing import heat_maps, layer_names, neighbour_rows, planes
 from mim4dd_pl.analysis.embedding import principal_components, tsne
-from mim4dd_pl.analysis.findings import (
-    MOST_CLASSES,
-    Shown,
-    compare_layers,
-    first_expert,
-    measure,
-    pixels_of,
-    plain,
-    show,
-    student_on,
-)
 from mim4dd_pl.analysis.neighbours import Neighbours
 from mim4dd_pl.basics.files import replacing
 from mim4dd_pl.basics.runs import RunFolder
@@ -89,22 +79,26 @@ class Analysis(L.Callback):
         _log.info("Analysing the distilled set ...")
         stream = module.stream.at("analysis")
         distilled = find(module.trainer, Evaluation).evaluated(module)
-        expert = first_expert(module)
-        student = student_on(module, distilled.training_set(module.device), float(distilled.student_lr))
+        expert = findings.first_expert(module)
+        student = findings.student_on(module, distilled.training_set(module.device), float(distilled.student_lr))
         seen_by = student if expert is None else expert
         if not seen_by.theta.isfinite().all():
             _log.info("No analysis: the student that it looks through diverged.")
             return
-        numbers, neighbours = measure(module, distilled, seen_by, stream.at("pool"))
+        numbers, neighbours = findings.measure(module, distilled, seen_by, stream.at("pool"))
         figures = {"neighbours.png": _draw_neighbours(data_of(module).train, distilled, neighbours)}
-        cka = compare_layers(module, distilled, expert, student, self.real_images, stream.at("held out"))
+        cka = findings.compare_layers(module, distilled, expert, student, self.real_images, stream.at("held out"))
         if cka is not None:
             panels = {"student on distilled images": cka["values"], "student on random real images": cka["control"]}
             figures["cka.png"] = heat_maps(panels, "expert on real images")
             names = layer_names(len(cka["values"]))
-            numbers["cka"] = {"rows": names, "columns": names, **{name: plain(each) for name, each in cka.items()}}
-        shown = show(module, distilled, seen_by, self.real_images, stream.at("shown"))
-        classes = distilled.classes[:MOST_CLASSES]
+            numbers["cka"] = {
+                "rows": names,
+                "columns": names,
+                **{name: findings.plain(each) for name, each in cka.items()},
+            }
+        shown = findings.show(module, distilled, seen_by, self.real_images, stream.at("shown"))
+        classes = distilled.classes[: findings.MOST_CLASSES]
         if self.tsne:
             points = [tsne(layer, stream.at("t-SNE", number)) for number, layer in enumerate(shown.layers)]
             figures["tsne.png"] = planes(points, shown.labels, shown.learned, classes)
@@ -118,42 +112,39 @@ class Analysis(L.Callback):
         print_lines({"analysis": run.analysis})
         self._log(module, run.analysis, shown, classes)
 
-    def _log(self, module: DistillationModule, folder: Path, shown: Shown, classes: tuple[str, ...]) -> None:
+    def _log(self, module: DistillationModule, folder: Path, shown: findings.Shown, classes: tuple[str, ...]) -> None:
         """The figures and the projector on TensorBoard."""
         step = module.outer_steps
         for logger in module.trainer.loggers:
-            if not isinstance(logger, TensorBoardLogger):
-                continue
-            for path in sorted(folder.glob("*.png")):
-                with Image.open(path) as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-                logger.experiment.add_image(f"analysis/{path.stem}", pixels, step, dataformats="HWC")
-            if self.projector:
-                _project(logger.experiment, shown, classes, step)
+            if isinstance(logger, TensorBoardLogger):
+                for path in sorted(folder.glob("*.png")):
+                    pixels = np.asarray(Image.open(path).convert("RGB"))
+                    logger.experiment.add_image(f"analysis/{path.stem}", pixels, step, dataformats="HWC")
+                if self.projector:
+                    _project(logger.experiment, shown, classes, step)
 
 
 def _draw_neighbours(train: ImageSet, distilled: Distilled, found: dict[str, Neighbours]) -> Figure:
     """The first learned image of up to ten classes above its nearest training images."""
-    first = {label: rows[0] for label, rows in list(distilled.shown().items())[:MOST_CLASSES]}
+    first = {label: rows[0] for label, rows in list(distilled.shown().items())[: findings.MOST_CLASSES]}
     chosen = list(first.values())
-    titles = {f"nearest in\n{name}": each for name, each in found.items()}
-    rows = {title: pixels_of(train, each.rows[chosen]) for title, each in titles.items()}
-    ratios = {title: each.ratio[chosen] for title, each in titles.items()}
-    names = [distilled.classes[label] for label in first]
-    return neighbour_rows({"learned": distilled.pixels(chosen), **rows}, names, ratios)
+    rows, ratios = {"learned": distilled.pixels(chosen)}, {}
+    for name, each in found.items():
+        rows[f"nearest in\n{name}"] = findings.pixels_of(train, each.rows[chosen])
+        ratios[f"nearest in\n{name}"] = each.ratio[chosen]
+    return neighbour_rows(rows, [distilled.classes[label] for label in first], ratios)
 
 
-def _project(writer: Any, shown: Shown, classes: tuple[str, ...], step: int) -> None:
+def _project(writer: Any, shown: findings.Shown, classes: tuple[str, ...], step: int) -> None:
     """Fifty principal components of some images' features, with class, kind and a small picture of each."""
-    kinds = [("real", "learned")[each] for each in shown.learned.tolist()]
     # One line of a table for each: a name may hold anything.
     names = [" ".join(classes[label].split()) for label in shown.labels.tolist()]
-    side = min(64, shown.pixels.shape[-1])
+    kinds = ["learned" if learned else "real" for learned in shown.learned]
     writer.add_embedding(
         principal_components(shown.layers[-1], 50).cpu(),
         metadata=list(zip(names, kinds, strict=True)),
         metadata_header=["class", "image"],
-        label_img=adaptive_avg_pool2d(shown.pixels, side),
+        label_img=adaptive_avg_pool2d(shown.pixels, min(64, shown.pixels.shape[-1])),
         global_step=step,
         tag="analysis",
     )

@@ -37,11 +37,7 @@ def heat_maps(values: dict[str, Tensor], rows: str) -> Figure:
 def planes(points: Sequence[Tensor], labels: Tensor, learned: Tensor, classes: Sequence[str]) -> Figure:
     """Real images as dots and learned ones as large diamonds, a panel for each layer.
 
-    Args:
-        points: For each layer, shape (N, 2).
-        labels: Class of each image, shape (N,), in the order of ``classes``, of which there are ten at most.
-        learned: Which images are learned ones, shape (N,), bool.
-        classes: Names.
+    Points are of shape (N, 2), for each layer; labels (N,) number the classes, ten at most; ``learned`` is (N,), bool.
     """
     columns = min(len(points), 3)
     rows = -(-len(points) // columns)
@@ -66,10 +62,7 @@ def planes(points: Sequence[Tensor], labels: Tensor, learned: Tensor, classes: S
 def neighbour_rows(rows: dict[str, Tensor], classes: Sequence[str], ratios: dict[str, Tensor]) -> Figure:
     """Learned images above real ones: a row for each title, a column for each learned image.
 
-    Args:
-        rows: By title, pixels in [0, 1] of shape (n, c, h, w).
-        classes: What stands above the columns, n names.
-        ratios: By title, what stands below the images of a row, shape (n,); not for all rows.
+    Rows are pixels in [0, 1], shape (n, c, h, w); n names of classes stand above the columns, ratios (n,) below a row.
     """
     figure = Figure(figsize=(len(classes) + 1.4, 1.35 * len(rows) + 0.3), layout="constrained")
     # One axes for a row: thirty of them take seconds.
@@ -80,9 +73,7 @@ def neighbour_rows(rows: dict[str, Tensor], classes: Sequence[str], ratios: dict
         strip = np.concatenate(list(pad(images, [0, gap], value=1).movedim(1, -1).numpy()), axis=1)[:, :-gap]
         axes.imshow(strip if strip.shape[-1] == 3 else strip[..., 0], vmin=0, vmax=1, cmap="gray")
         middles = (width - 1) / 2 + (width + gap) * np.arange(len(classes))
-        axes.set_xticks(
-            middles, [f"{ratio:.2f}" for ratio in ratios[title]] if title in ratios else [""] * len(classes)
-        )
+        axes.set_xticks(middles, [f"{ratio:.2f}" for ratio in ratios.get(title, [])] or [""] * len(classes))
         axes.set_yticks([(images.shape[2] - 1) / 2], [title])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

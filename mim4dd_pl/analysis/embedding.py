@@ -8,16 +8,9 @@ from mim4dd_pl.basics.randomness import Stream
 
 
 def principal_components(vectors: Tensor, count: int) -> Tensor:
-    """Coordinates of vectors along their ``count`` main directions, up to the sign of each direction.
+    """Coordinates of vectors (N, D) along their ``count`` main directions, up to the sign of each direction.
 
-    From the Gram matrix, as there are more numbers than vectors; distances along the directions left out are lost.
-
-    Args:
-        vectors: Shape (N, D).
-        count: How many; as many as there are vectors or numbers where these are fewer.
-
-    Returns:
-        Shape (N, min(count, N, D)), float32, by falling variance.
+    Shape (N, min(count, N, D)), float32, by falling variance; from the Gram matrix, as D is far above N.
     """
     values, directions = torch.linalg.eigh(gram(vectors))
     count = min(count, *vectors.shape)

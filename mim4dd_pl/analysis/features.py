@@ -17,17 +17,11 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Features:
-    """The features of one trained network.
-
-    Args:
-        network: Its architecture.
-        theta: Its parameters, shape (P,).
-        statistics: Of its batch norms; empty without.
-    """
+    """The features of one trained network."""
 
     network: FlatNetwork
-    theta: Tensor
-    statistics: Statistics
+    theta: Tensor  # its parameters, shape (P,)
+    statistics: Statistics  # of its batch norms; empty without
 
     @torch.no_grad()
     def layers(self, images: Tensor, most: int | None = None) -> list[Tensor]:
@@ -46,21 +40,15 @@ class Features:
         return torch.cat([self.layers(images.batch(part).images)[-1] for part in rows.split(_AT_ONCE)])
 
     def grams(self, images: Tensor) -> list[Tensor]:
-        """The Gram matrix of each layer's features of images (N, c, h, w), each of shape (N, N)."""
+        """The Gram matrix of each layer's features of images (N, c, h, w), shape (N, N)."""
         return [gram(layer) for layer in self.layers(images)]
 
 
 def layer_similarity(one: Features, others: Sequence[Features], images: Indexable, rows: Tensor) -> list[Tensor]:
     """CKA of the layers of networks that see the same images, estimated without bias from minibatches of 256.
 
-    Args:
-        one: Its K_1 layers are the rows.
-        others: The K_2 layers of each are the columns of a table.
-        images: Held-out images.
-        rows: Which of them, shape (R,), at least 4; those beyond the last whole minibatch are left out.
-
-    Returns:
-        A table for each of ``others``, shape (K_1, K_2), float64.
+    Of the images at ``rows``, shape (R,), at least 4, those beyond the last whole minibatch are left out. A table for
+    each of ``others``, whose K_2 layers are its columns, shape (K_1, K_2), float64.
     """
     size = min(_AT_ONCE, len(rows))
 

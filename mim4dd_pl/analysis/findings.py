@@ -42,17 +42,17 @@ _USUAL = 2000
 
 def first_expert(module: DistillationModule) -> Features | None:
     """The first expert after its last epoch, trained on images as the set at hand is normalised; None without."""
-    data = data_of(module)
+    data, training = data_of(module), module.experts.training
     try:
         module.open_experts(data)
         if 0 not in module.store.finished or not data.normalizes_as_fitted:
             return None
-        theta = module.store.segment(0, 0, module.experts.training.epochs).target.to(module.device)
+        theta = module.store.segment(0, 0, training.epochs).target.to(module.device)
     except StoredFileError as error:
         _log.info("No expert for the analysis: %s", error)
         return None
-    train = data.train.to(module.device)
-    return Features(module.network, theta, calibrated(module.network, theta, train, module.experts.training.batch_size))
+    statistics = calibrated(module.network, theta, data.train.to(module.device), training.batch_size)
+    return Features(module.network, theta, statistics)
 
 
 def student_on(module: DistillationModule, images: InMemory, learned_lr: float | None = None) -> Features:
@@ -93,19 +93,12 @@ def compare_layers(
 
 @dataclass(frozen=True)
 class Shown:
-    """Some real images and the first learned ones of each class, for t-SNE and projector.
+    """Some real images, then the first learned ones of each class, for t-SNE and projector."""
 
-    Args:
-        layers: Features of real, then learned ones in each layer, maps averaged to 8x8; shape (N, D_k).
-        labels: Class of each, shape (N,).
-        learned: Which are learned, shape (N,), bool.
-        pixels: As they look, shape (N, c, h, w) in [0, 1], on the CPU.
-    """
-
-    layers: Sequence[Tensor]
-    labels: Tensor
-    learned: Tensor
-    pixels: Tensor
+    layers: Sequence[Tensor]  # features in each layer, maps averaged to 8x8; shape (N, D_k)
+    labels: Tensor  # class of each, shape (N,)
+    learned: Tensor  # which are learned, shape (N,), bool
+    pixels: Tensor  # as they look, shape (N, c, h, w) in [0, 1], on the CPU
 
 
 def show(module: DistillationModule, distilled: Distilled, seen_by: Features, most: int, stream: Stream) -> Shown:
@@ -194,9 +187,9 @@ def _told(found: Neighbours, searched: int) -> dict[str, Any]:
 
 def plain(values: Tensor) -> Any:
     """Nested lists of numbers for a file, without what is not finite."""
-    if values.ndim == 0:
-        return float(values) if math.isfinite(values) else None
-    return [plain(value) for value in values]
+    if values.ndim:
+        return [plain(value) for value in values]
+    return float(values) if math.isfinite(values) else None
 
 
 def _finite(values: dict[str, Tensor]) -> dict[str, float]:

@@ -12,17 +12,11 @@ from torch import Tensor
 
 
 class Neighbours(NamedTuple):
-    """The nearest real image of each learned one.
+    """The nearest real image of each learned one."""
 
-    Args:
-        distance: To it, shape (S,).
-        rows: Which real image it is, shape (S,), int64.
-        typical: The median distance of real images from their own nearest neighbours among the others, shape ().
-    """
-
-    distance: Tensor
-    rows: Tensor
-    typical: Tensor
+    distance: Tensor  # to it, shape (S,)
+    rows: Tensor  # which real image it is, shape (S,), int64
+    typical: Tensor  # median distance of real images from their own nearest neighbours among the others, shape ()
 
     @property
     def ratio(self) -> Tensor:
@@ -73,9 +67,9 @@ def find_neighbours(learned: Tensor, some: Tensor, rows: Tensor, chunks: Iterabl
         rows: Their numbers among the real images, shape (R,), int64.
         chunks: All real images in order, each of shape (n_i, D); at least two in all.
     """
-    own = torch.cat([rows.new_full((len(learned),), -1), rows])
-    distance, index = nearest(torch.cat([learned, some]), own, chunks)
     size = len(learned)
+    own = torch.cat([rows.new_full((size,), -1), rows])
+    distance, index = nearest(torch.cat([learned, some]), own, chunks)
     return Neighbours(distance[:size], index[:size], distance[size:].median())
 
 
@@ -84,15 +78,8 @@ def mean_pairwise_distance(vectors: Tensor, labels: Tensor, num_classes: int) ->
 
     .. math:: \frac{2}{n(n-1)} \sum_{i < j} \|x_i - x_j\|
 
-    A mean over pairs: whatever their number n, random images of a class have the same on average.
-
-    Args:
-        vectors: Shape (N, D).
-        labels: Class of each, shape (N,), int64 in 0..C-1.
-        num_classes: C.
-
-    Returns:
-        Shape (C,); NaN for a class with less than two images.
+    A mean over pairs: whatever their number n, random images of a class have the same on average. Of vectors (N, D) and
+    their classes (N,) in 0..C-1; shape (C,), NaN for a class with less than two images.
     """
     return torch.stack([torch.pdist(vectors[labels == label]).mean() for label in range(num_classes)])
 
@@ -101,14 +88,7 @@ def neighbour_overlap(vectors: Tensor, labels: Tensor) -> Tensor:
     """Fraction of the images whose nearest neighbour among the others is of another class.
 
     Only images that have another one of their class count: zero where classes are apart, 1 - (n - 1) / (N - 1) on
-    average where N images lie anyhow with n in each class.
-
-    Args:
-        vectors: Shape (N, D).
-        labels: Class of each, shape (N,), int64.
-
-    Returns:
-        In [0, 1], shape (); NaN where no class has two images.
+    average where N images lie anyhow with n in each class, NaN where no class has two. Shape (), of (N, D) and (N,).
     """
     _, index = nearest(vectors, torch.arange(len(vectors), device=vectors.device), [vectors])
     counts = (labels[:, None] == labels).sum(1) > 1
@@ -118,14 +98,8 @@ def neighbour_overlap(vectors: Tensor, labels: Tensor) -> Tensor:
 def mean_overlap(vectors: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> Tensor:
     """Fraction of the images whose nearest class mean of real images is another class's; 1 - 1/C by chance.
 
-    Args:
-        vectors: Of the learned images, shape (S, D).
-        labels: Class of each, shape (S,), int64; those without a real image do not count.
-        real: Of real images, shape (R, D).
-        real_labels: Class of each, shape (R,), int64.
-
-    Returns:
-        In [0, 1], shape (); NaN where no image counts.
+    Images of a class without real ones do not count; NaN where none counts. Shape (), of learned (S, D) and (S,), real
+    (R, D) and (R,).
     """
     present = real_labels.unique()
     means = torch.stack([real[real_labels == label].mean(0) for label in present])

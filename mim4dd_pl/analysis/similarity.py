@@ -48,9 +48,6 @@ def u_centred(k: Tensor) -> Tensor:
 
     Source: Székely & Rizzo 2014 (arXiv:1310.2926), who write the estimate as this inner product.
 
-    Args:
-        k: Gram matrix, shape (n, n), n at least 4.
-
     Raises:
         ValueError: If n is less than 4.
     """
@@ -110,11 +107,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 
     Source: Kornblith et al. 2019 (arXiv:1905.00414), Eq. 2 and 3 and Section 3.
 
-    Args:
-        x: Shape (n, ...).
-        y: Shape (n, ...).
-
     Returns:
-        In [0, 1], shape (), float64.
+        In [0, 1], shape (), float64, of features of shapes (n, ...).
     """
     return minibatch_cka([([gram(x)], [gram(y)])], centred).squeeze()

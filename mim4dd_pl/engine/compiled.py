@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.func import grad, jvp
+from torch.utils._pytree import tree_map_only
 
 from mim4dd_pl.engine.derivatives import Derivatives, Sweep, Work, network_losses, soft
 from mim4dd_pl.engine.flat import FlatNetwork
@@ -79,8 +80,8 @@ class CompiledDerivatives(Derivatives):
         self._proven: set[str] = set()
 
     def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        gradient: Tensor | None = self._call("gradient", theta, images, labels)
-        return super()._gradient(theta, images, labels) if gradient is None else gradient
+        g: Tensor | None = self._call("gradient", theta, images, labels)
+        return super()._gradient(theta, images, labels) if g is None else g
 
     def _sweep(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor, along_theta: bool) -> Sweep:
         name = "sweep" if along_theta else "direct"
@@ -91,7 +92,10 @@ class CompiledDerivatives(Derivatives):
         """What the compiled function returns; None for another size, or where it does not compile."""
         if images.shape[1] != self.size or name not in self._functions:
             return None
-        _allow_variants()
+        # Every network and batch size is a variant, and the compiler's default allows eight. Its settings belong to the
+        # thread, and a backward pass on an accelerator has one of its own.
+        if torch._dynamo.config.recompile_limit < _VARIANTS:
+            torch._dynamo.config.recompile_limit = _VARIANTS
         try:
             # One mode and one layout, or the compiler would make a variant for each; the functions set their own mode.
             with torch.no_grad():
@@ -105,21 +109,8 @@ class CompiledDerivatives(Derivatives):
             _log.warning("%s does not compile here, and goes on at plain speed: %s", self.network.name, reason[:200])
             return None
         self._proven.add(name)
-        if self.device.type != "cuda":
-            return results
         # A CUDA graph writes its next results over these.
-        if isinstance(results, Tensor):
-            return results.clone()
-        return tuple(None if result is None else result.clone() for result in results)
-
-
-def _allow_variants() -> None:
-    """Every network and batch size is a variant of the same three functions; the compiler's default allows eight.
-
-    Its settings belong to the thread, and a backward pass on an accelerator has one of its own.
-    """
-    if torch._dynamo.config.recompile_limit < _VARIANTS:
-        torch._dynamo.config.recompile_limit = _VARIANTS
+        return tree_map_only(Tensor, Tensor.clone, results) if self.device.type == "cuda" else results
 
 
 def worth_compiling(network: FlatNetwork, compile: Compile, work: Work) -> bool:

@@ -76,7 +76,7 @@ class FlatNetwork:
         Raises:
             ValueError: If ``module`` has no parameters, returns no logits, or has norms in evaluation mode.
         """
-        if not any(True for _ in module.parameters()):
+        if not list(module.parameters()):
             raise ValueError(f"model must have parameters, {type(module).__name__} has none.")
         norms = [norm for norm in module.modules() if isinstance(norm, _NormBase)]
         if any(norm.track_running_stats and not norm.training for norm in norms):
@@ -145,20 +145,15 @@ class FlatNetwork:
 
     def layers(self, theta: Tensor, images: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, ...]:
         """One feature map per block, shallow to deep, each of shape (B, c_k, h_k, w_k); arguments as in a call."""
-        named = {**self.unflatten(theta), **(statistics or {})}
-        named = {f"network.{name}": part for name, part in named.items()}
+        named = {f"network.{name}": part for name, part in {**self.unflatten(theta), **(statistics or {})}.items()}
         layers: tuple[Tensor, ...] = functional_call(self._show_layers, named, (images,))
         return layers
 
     def calibrate(self, theta: Tensor, batches: Iterable[Tensor]) -> Statistics:
         """What batch norms need to classify each image alone: the statistics of their inputs over ``batches``.
 
-        Args:
-            theta: Shape (P,).
-            batches: Training images, each of shape (B, c, h, w); not read for networks without batch norm.
-
-        Returns:
-            Statistics for a call; empty for networks without batch norm.
+        Batches are training images, each of shape (B, c, h, w). Networks without batch norm have no statistics, and do
+        not read them.
         """
         return measure(self._network, (self(theta, images) for images in batches))
 

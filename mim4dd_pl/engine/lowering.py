@@ -2,8 +2,8 @@
 
 Compiled derivatives are reverse over forward mode. :class:`NormsAsFormulas` gives them norms as elementary operations:
 torch's own layer, instance and batch norm return a wrong second derivative that way, in silence (seen in torch 2.15).
-:func:`lower` replaces 3x3 convolutions on the CPU by matrix
-products, which compile better. Parameters keep their names, shapes and order.
+:func:`lower` replaces 3x3 convolutions on the CPU by matrix products, which compile better. Parameters keep their
+names, shapes and order.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from mim4dd_pl.engine.winograd import saves, winograd_conv
 from mim4dd_pl.networks.base import Network
+
+_Part = Tensor | None  # of a norm's parameters
 
 
 class NormsAsFormulas(TorchFunctionMode):
@@ -34,7 +36,7 @@ def _normal(features: Tensor, axes: Sequence[int], eps: float) -> Tensor:
     return centred * (centred.square().mean(tuple(axes), keepdim=True) + eps).rsqrt()
 
 
-def _affine(normal: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _affine(normal: Tensor, weight: _Part, bias: Tensor | None) -> Tensor:
     """Scale and shift of each channel, dimension 1."""
     ones = (1,) * (normal.ndim - 2)
     scaled = normal if weight is None else normal * weight.view(-1, *ones)
@@ -42,12 +44,7 @@ def _affine(normal: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
 
 
 def _group_norm(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enabled: bool = True,
+    input: Tensor, num_groups: int, weight: _Part = None, bias: _Part = None, eps: float = 1e-5, *_: Any, **__: Any
 ) -> Tensor:
     grouped = input.unflatten(1, (num_groups, -1))  # (B, groups, c / groups, h, w)
     return _affine(_normal(grouped, range(2, grouped.ndim), eps).flatten(1, 2), weight, bias)
@@ -56,10 +53,11 @@ def _group_norm(
 def _layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    weight: _Part = None,
+    bias: _Part = None,
     eps: float = 1e-5,
-    cudnn_enable: bool = True,
+    *_: Any,
+    **__: Any,
 ) -> Tensor:
     normal = _normal(input, range(-len(normalized_shape), 0), eps)
     scaled = normal if weight is None else normal * weight
@@ -68,10 +66,10 @@ def _layer_norm(
 
 def _batch_norm(
     input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    weight: _Part,
+    bias: _Part,
+    running_mean: _Part,
+    running_var: _Part,
     training: bool,
     momentum: float,
     eps: float,
@@ -84,10 +82,10 @@ def _batch_norm(
 
 def _functional_batch_norm(
     input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    running_mean: _Part,
+    running_var: _Part,
+    weight: _Part = None,
+    bias: _Part = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -97,10 +95,10 @@ def _functional_batch_norm(
 
 def _functional_instance_norm(
     input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    running_mean: _Part = None,
+    running_var: _Part = None,
+    weight: _Part = None,
+    bias: _Part = None,
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,

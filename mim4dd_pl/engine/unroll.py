@@ -78,6 +78,9 @@ class InnerLoop:
 class Unroll(ABC):
     """A way to differentiate through N steps of training."""
 
+    def __repr__(self) -> str:
+        return type(self).__name__
+
     def work(self, batch_size: int, steps: int, window: int) -> Work:
         """What ``steps`` steps on ``batch_size`` images each take, the last ``window`` of them differentiated."""
         return Work(batch_size, gradients=steps, sweeps=window)
@@ -147,13 +150,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        images: Tensor,
-        labels: Tensor,
-        student_lr: Tensor,
-        start: Tensor,
-        loop: InnerLoop,
-        along_theta: bool,
+        ctx: Any, images: Tensor, labels: Tensor, student_lr: Tensor, start: Tensor, loop: InnerLoop, along_theta: bool
     ) -> Tensor:
         theta, state = start, loop.optimizer.initial(start)
         saved: list[Tensor] = []
@@ -247,12 +244,9 @@ def unroll(
         raise ValueError(f"model must learn all of its parameters, got {frozen[0]} frozen: let it require a gradient.")
     if images.ndim != 4:
         raise ValueError(f"images must be of shape (B, c, h, w), got {tuple(images.shape)}.")
-    first = next(model.parameters(), images)
-    if (images.dtype, images.device) != (first.dtype, first.device):
-        raise ValueError(
-            f"images must be as the model's parameters, {first.dtype} on {first.device}, got {images.dtype} on "
-            f"{images.device}."
-        )
+    wanted, got = (f"{each.dtype} on {each.device}" for each in (next(model.parameters(), images), images))
+    if got != wanted:
+        raise ValueError(f"images must be as the model's parameters, {wanted}, got {got}.")
     network = FlatNetwork.of(model, (images.shape[1], images.shape[2], images.shape[3]))
     _check_labels(labels, len(images), network.num_classes)
     theta = _vector(dict(model.named_parameters()) if start is None else start, network)
@@ -274,14 +268,12 @@ class _WithoutFusedAttention(Derivatives):
 
 
 def _check_labels(labels: Tensor, count: int, num_classes: int) -> None:
-    shape = (count, num_classes) if soft(labels) else (count,)
+    kind, shape = ("soft labels", (count, num_classes)) if soft(labels) else ("classes", (count,))
     if labels.shape != shape:
-        kind = "soft labels" if soft(labels) else "classes"
         raise ValueError(f"labels must be of shape {shape}, {kind} of {count} images, got {tuple(labels.shape)}.")
     if not soft(labels) and (labels.dtype != torch.int64 or labels.min() < 0 or labels.max() >= num_classes):
-        raise ValueError(
-            f"labels must be int64 in 0..{num_classes - 1}, got {labels.dtype} in {labels.min()}..{labels.max()}."
-        )
+        got = f"{labels.dtype} in {labels.min()}..{labels.max()}"
+        raise ValueError(f"labels must be int64 in 0..{num_classes - 1}, got {got}.")
 
 
 def _vector(start: Tensor | Mapping[str, Tensor], network: FlatNetwork) -> Tensor:
@@ -291,8 +283,7 @@ def _vector(start: Tensor | Mapping[str, Tensor], network: FlatNetwork) -> Tenso
         if odd := sorted(start.keys() ^ wanted.keys()):
             raise ValueError(f"start must hold each parameter of the model under its name, got it wrong for {odd[0]}.")
         start = torch.cat([start[name].reshape(-1) for name in wanted])
-    if start.shape != (network.num_parameters,):
-        raise ValueError(
-            f"start must hold the {network.num_parameters:,} parameters of the model, got shape {tuple(start.shape)}."
-        )
+    count = network.num_parameters
+    if start.shape != (count,):
+        raise ValueError(f"start must hold the {count:,} parameters of the model, got shape {tuple(start.shape)}.")
     return start

@@ -78,10 +78,8 @@ class SigmoidCritic(Critic):
     ) -> None:
         super().__init__(num_classes)
         if num_classes < 3:
-            raise ValueError(
-                "SigmoidCritic needs at least 3 classes, as its bound never exceeds "
-                f"ln(classes - 1), got {num_classes}: take InfoNCECritic."
-            )
+            text = "SigmoidCritic needs at least 3 classes, as its bound never exceeds ln(classes - 1)"
+            raise ValueError(f"{text}, got {num_classes}: take InfoNCECritic.")
         self.ceiling = math.log(num_classes - 1)
         self.reduction = reduction
         self.log_temperature = _log_temperature(temperature, learnable)

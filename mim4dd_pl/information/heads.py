@@ -4,7 +4,6 @@ One head per layer serves real and synthetic features alike. Every head pools, e
 how it embeds.
 """
 
-from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Literal
 
@@ -19,15 +18,17 @@ Pool = int | Literal["gap", "flatten"]
 on the image size; ``gap`` averages it over one cell (global average pooling); ``flatten`` keeps all of it."""
 
 
-class Head(nn.Module, ABC):
+class Head(nn.Module):
     """What all heads do: pool a map, embed the numbers that are left, end on the unit sphere.
+
+    A subclass brings ``project``, which embeds, or a whole :meth:`embed`.
 
     Args:
         layer_shape: (c_k, h_k, w_k) of the layer's feature map.
         pool: Side of the pooled map, ``gap`` or ``flatten``.
     """
 
-    def __init__(self, layer_shape: ImageShape, pool: Pool) -> None:
+    def __init__(self, layer_shape: ImageShape, pool: Pool = 4) -> None:
         super().__init__()
         channels, height, width = layer_shape
         self.pool: nn.Module = nn.Identity()
@@ -37,10 +38,12 @@ class Head(nn.Module, ABC):
             height, width = min(cells, height), min(cells, width)
             self.pool = nn.AdaptiveAvgPool2d((height, width))
         self.num_features = channels * height * width
+        self.project: nn.Module = nn.Identity()
 
-    @abstractmethod
     def embed(self, pooled: Tensor) -> Tensor:
         """Points (B, d) of pooled and flattened maps (B, num_features)."""
+        points: Tensor = self.project(pooled)
+        return points
 
     def forward(self, features: Tensor) -> Tensor:
         """Unit vectors (B, d) of feature maps (B, c_k, h_k, w_k)."""
@@ -48,18 +51,7 @@ class Head(nn.Module, ABC):
 
 
 class IdentityHead(Head):
-    """No learned embedding.
-
-    Args:
-        layer_shape: (c_k, h_k, w_k) of the layer's feature map.
-        pool: Side of the pooled map, ``gap`` or ``flatten``.
-    """
-
-    def __init__(self, layer_shape: ImageShape, pool: Pool = 4) -> None:
-        super().__init__(layer_shape, pool)
-
-    def embed(self, pooled: Tensor) -> Tensor:
-        return pooled
+    """No learned embedding: the pooled features themselves."""
 
 
 class LinearHead(Head):
@@ -75,10 +67,6 @@ class LinearHead(Head):
         super().__init__(layer_shape, pool)
         check_positive(dim=dim)
         self.project = nn.Linear(self.num_features, dim)
-
-    def embed(self, pooled: Tensor) -> Tensor:
-        points: Tensor = self.project(pooled)
-        return points
 
 
 class MLPHead(Head):
@@ -100,10 +88,6 @@ class MLPHead(Head):
         widths = [self.num_features, *[hidden] * depth]
         layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
         self.project = nn.Sequential(*layers, nn.Linear(hidden, dim))
-
-    def embed(self, pooled: Tensor) -> Tensor:
-        points: Tensor = self.project(pooled)
-        return points
 
 
 class ResidualMLPHead(Head):
@@ -132,7 +116,7 @@ class ResidualMLPHead(Head):
         )
 
     def embed(self, pooled: Tensor) -> Tensor:
-        z: Tensor = self.project(pooled)
+        z = super().embed(pooled)
         for block in self.blocks:
             z = z + block(z)
         return z

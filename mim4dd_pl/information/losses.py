@@ -1,7 +1,8 @@
-"""The formulas of the losses as pure functions: the hosts' and the information term's.
+"""The formulas of the information term as pure functions.
 
-Symbols: theta parameters as one vector (P,); C the number of classes; tau a temperature; K the number of layers.
-Nothing here holds state, draws random numbers or knows of Lightning.
+Symbols: S synthetic and R real images; ``num_classes`` is C, at least 2; ``logits`` s / tau, similarities over a
+temperature, shape (S, R); ``positive`` D, shape (S, R), bool: whether the classes of a pair agree. Losses and bounds
+are in nats, of shape (), bounds detached. Nothing here holds state or draws random numbers.
 """
 
 import math
@@ -10,8 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
-
-# --- the information term ------------------------------------------------------------------------------------------
 
 
 def same_class(synthetic_labels: Tensor, real_labels: Tensor) -> Tensor:
@@ -36,13 +35,7 @@ def nce_loss(logits: Tensor, positive: Tensor, num_classes: int, reduction: Lite
     quantity to maximise. In log space, because exp-then-divide overflows at small temperatures.
 
     Args:
-        logits: Similarity over temperature, s / tau, shape (S, R).
-        positive: D, shape (S, R), bool.
-        num_classes: C, at least 2.
         reduction: ``paper`` weighs as the equation, ``mean`` averages over all pairs.
-
-    Returns:
-        Loss in nats, shape ().
     """
     if reduction == "mean":
         return -torch.where(positive, logsigmoid(logits), logsigmoid(-logits)).mean()
@@ -60,14 +53,6 @@ def nce_bound(logits: Tensor, positive: Tensor, num_classes: int) -> Tensor:
     was measured.
 
     Source: Shang et al. 2023 (arXiv:2312.16627), Eq. 2.14.
-
-    Args:
-        logits: Similarity over temperature, s / tau, shape (S, R).
-        positive: D, shape (S, R), bool.
-        num_classes: C, at least 2.
-
-    Returns:
-        Bound in nats, shape (), detached.
     """
     return math.log(num_classes - 1) + logsigmoid(logits.detach())[positive].mean()
 
@@ -83,13 +68,6 @@ def infonce_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
     Source: Khosla et al. 2020 (arXiv:2004.11362), Eq. 2, with synthetic anchors and real candidates; the softmax form
     of the bound is van den Oord et al. 2018 (arXiv:1807.03748).
-
-    Args:
-        logits: Similarity over temperature, s / tau, shape (S, R).
-        positive: D, shape (S, R), bool.
-
-    Returns:
-        Loss in nats, shape ().
     """
     log_share = logits.log_softmax(1)
     counts = positive.sum(1)
@@ -106,13 +84,6 @@ def infonce_bound(logits: Tensor, positive: Tensor) -> Tensor:
     around it for a random one. NaN when the batch has no positive pair.
 
     Source: van den Oord et al. 2018 (arXiv:1807.03748), Eq. 10; R is the number of candidates.
-
-    Args:
-        logits: Similarity over temperature, s / tau, shape (S, R).
-        positive: D, shape (S, R), bool.
-
-    Returns:
-        Bound in nats, shape (), detached.
     """
     bound = math.log(logits.shape[1]) - infonce_loss(logits.detach(), positive)
     return torch.where(positive.any(), bound, torch.nan)
@@ -137,9 +108,6 @@ def class_mean_distance(
         synthetic_labels: Shape (S,), int64 in 0..C-1.
         real_labels: Shape (R,), the same.
         num_classes: C.
-
-    Returns:
-        Mean squared distance, shape ().
     """
     means, present = [], []
     for points, labels in ((synthetic, synthetic_labels), (real, real_labels)):

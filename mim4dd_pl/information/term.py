@@ -16,8 +16,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.shapes import ImageShape
-from mim4dd_pl.information.critics import Critic, InfoNCECritic, Verdict
+from mim4dd_pl.information.critics import Critic, InfoNCECritic
 from mim4dd_pl.information.heads import Head, LinearHead
 from mim4dd_pl.information.losses import balance, layer_weights
 
@@ -99,7 +100,7 @@ class InformationTerm(nn.Module):
     @property
     def layers(self) -> list[str]:
         """Names of the layers that take part, shallow to deep."""
-        return [_name(k) for k in self._chosen]
+        return [f"layer{k + 1}" for k in self._chosen]
 
     @property
     def needs_expert(self) -> bool:
@@ -109,9 +110,7 @@ class InformationTerm(nn.Module):
     def factor(self, host: Tensor, term: Tensor) -> Tensor:
         """What the term's gradient is multiplied with, shape (): 1 with a literal weight, which is in the loss already.
 
-        Args:
-            host: The host's gradient on the pixels; lambda is no share where it is zero everywhere.
-            term: The term's, of the same shape.
+        ``host`` and ``term`` are gradients on the pixels, of one shape.
         """
         return host.new_ones(()) if self.balance == "literal" else balance(host, term, self.weight)
 
@@ -127,14 +126,12 @@ class InformationTerm(nn.Module):
         """
         if not self.through_student:
             student = student.detach()
-        if self.networks == "student":
-            return student, student
-        if self.networks == "shared":
-            shared = student if expert is None else expert
-            return shared, shared
-        if expert is None:
-            raise ValueError("networks own needs an objective that reads experts: set it to shared or student.")
-        return student, expert
+        if self.networks == "own":
+            if expert is None:
+                raise ValueError("networks own needs an objective that reads experts: set it to shared or student.")
+            return student, expert
+        seen_by = student if expert is None or self.networks == "student" else expert
+        return seen_by, seen_by
 
     def forward(
         self,
@@ -151,23 +148,18 @@ class InformationTerm(nn.Module):
             synthetic_labels: Shape (S,).
             real_labels: Shape (R,).
         """
-        verdicts: list[Verdict] = [
+        verdicts = [
             self.critic(head(synthetic[k]), head(real[k]), synthetic_labels, real_labels)
             for k, head in zip(self._chosen, self.heads, strict=True)
         ]
-        loss = torch.stack([verdict.loss for verdict in verdicts]) @ self.layer_weights
-        bounds = torch.stack([verdict.bound for verdict in verdicts])
+        losses, bounds = (torch.stack(parts) for parts in zip(*verdicts, strict=True))
+        loss = losses @ self.layer_weights
         return Information(self.weight * loss if self.balance == "literal" else loss, bounds)
-
-
-def _name(k: int) -> str:
-    """What a user calls layer k, counted from 0 here and from 1 there."""
-    return f"layer{k + 1}"
 
 
 def _chosen(layers: Sequence[str] | None, num_layers: int) -> list[int]:
     """Layers by number, shallow to deep."""
-    known = {_name(k): k for k in range(num_layers)}
+    known = {f"layer{k + 1}": k for k in range(num_layers)}
     if layers is None:
         return list(known.values())
     if not layers or not known.keys() >= set(layers) or len(set(layers)) < len(layers):
@@ -180,11 +172,7 @@ def _chosen(layers: Sequence[str] | None, num_layers: int) -> list[int]:
 def _check_ranges(num_classes: int, weight: float, layer_decay: float, real_batch_size: int, lr: float) -> None:
     if num_classes < 2:
         raise ValueError(f"The information term contrasts classes and needs at least 2, got {num_classes}.")
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"weight must be at least 0 and finite, got {weight}.")
-    if not 1 <= layer_decay < math.inf:
-        raise ValueError(f"layer_decay must be at least 1 and finite, got {layer_decay}.")
-    if real_batch_size < 1:
-        raise ValueError(f"real_batch_size must be at least 1, got {real_batch_size}.")
-    if not 0 <= lr < math.inf:
-        raise ValueError(f"lr must be at least 0 and finite, got {lr}.")
+    check_positive(real_batch_size=real_batch_size)
+    for name, value, least in (("weight", weight, 0), ("layer_decay", layer_decay, 1), ("lr", lr, 0)):
+        if not least <= value < math.inf:
+            raise ValueError(f"{name} must be at least {least} and finite, got {value}.")

@@ -35,8 +35,8 @@ class Scene:
     Args:
         step: Decides what the segments of an outer step share.
         streams: Decide minibatches, augmentation and fresh networks, one for each segment.
-        real: The training images, on the device; for hosts that read some.
-        segments: Expert parameters at epochs t and t + M, each of shape (K, P); for hosts that read experts.
+        real: The training images, on the device; asked for without being given, a ValueError.
+        segments: Expert parameters at epochs t and t + M, each of shape (K, P); likewise.
     """
 
     def __init__(
@@ -47,14 +47,12 @@ class Scene:
 
     @property
     def real(self) -> ImageSet:
-        """The training images; raises ValueError if there are none."""
         if self._real is None:
             raise ValueError("This host reads real images: give them to the scene as real.")
         return self._real
 
     @property
     def segments(self) -> Segment:
-        """Parameters of experts; raises ValueError if there are none."""
         if self._segments is None:
             raise ValueError("This host reads experts: give their parameters to the scene as segments.")
         return self._segments
@@ -68,6 +66,9 @@ class Objective(ABC):
     """
 
     epochs: Epochs | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
 
     @property
     def reads_experts(self) -> bool:

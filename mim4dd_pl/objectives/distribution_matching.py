@@ -34,9 +34,6 @@ class DistributionMatching(Objective):
         self.real_per_class = real_per_class
         self.augment = augment
 
-    def __repr__(self) -> str:
-        return f"DistributionMatching(real_per_class={self.real_per_class}, augment={self.augment})"
-
     def work(self, images_per_class: int, num_classes: int) -> Work:
         return Work(images_per_class * num_classes, gradients=0)
 

@@ -42,25 +42,15 @@ class GradientMatching(Objective):
         self.student_steps = student_steps
         self.augment = augment
 
-    def __repr__(self) -> str:
-        return (
-            f"GradientMatching(real_per_class={self.real_per_class}, student_steps={self.student_steps}, "
-            f"augment={self.augment})"
-        )
-
     def work(self, images_per_class: int, num_classes: int) -> Work:
         return Work(images_per_class, gradients=num_classes, sweeps=num_classes)
 
     def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
         students = fresh(derivatives.network, scene.streams, synthetic.images)
-        trained = [
-            self._trained(derivatives, synthetic, theta, stream)
-            for theta, stream in zip(students, scene.streams, strict=True)
-        ]
-        losses = [
-            self._loss(derivatives, synthetic, theta, scene, stream)
-            for theta, stream in zip(trained, scene.streams, strict=True)
-        ]
+        trained, losses = [], []
+        for theta, stream in zip(students, scene.streams, strict=True):
+            trained.append(self._trained(derivatives, synthetic, theta, stream))
+            losses.append(self._loss(derivatives, synthetic, trained[-1], scene, stream))
         return Match(torch.stack(losses), torch.stack(trained), None)
 
     def _trained(self, derivatives: Derivatives, synthetic: SyntheticImages, theta: Tensor, stream: Stream) -> Tensor:
@@ -75,15 +65,9 @@ class GradientMatching(Objective):
     ) -> Tensor:
         network, classes = derivatives.network, derivatives.network.num_classes
         batch = real_batch(scene.real, self.real_per_class, stream)
-        per_class = zip(
-            synthetic.images.chunk(classes),
-            synthetic.targets.chunk(classes),
-            batch.images.chunk(classes),
-            batch.labels.chunk(classes),
-            strict=True,
-        )
+        sides = (synthetic.images, synthetic.targets, batch.images, batch.labels)
         loss = synthetic.images.new_zeros(())
-        for label, (x, y, x_real, y_real) in enumerate(per_class):
+        for label, (x, y, x_real, y_real) in enumerate(zip(*(side.chunk(classes) for side in sides), strict=True)):
             if self.augment is not None:
                 x, x_real = (self.augment.siamese(part, stream.at("augment", label)) for part in (x, x_real))
             target = derivatives.gradient(theta[None], x_real[None], y_real[None])[0]

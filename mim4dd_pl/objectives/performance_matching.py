@@ -48,12 +48,8 @@ class PerformanceMatching(Objective):
         optimizer: InnerOptimizer | None = None,
         unroll: Unroll | None = None,
     ) -> None:
-        check_positive(
-            unroll_steps=unroll_steps,
-            window=window,
-            real_per_class=real_per_class,
-            synthetic_batch_size=synthetic_batch_size,
-        )
+        check_positive(unroll_steps=unroll_steps, window=window)
+        check_positive(real_per_class=real_per_class, synthetic_batch_size=synthetic_batch_size)
         if window is not None and window > unroll_steps:
             raise ValueError(f"window must be at most unroll_steps, got {window} and {unroll_steps}.")
         self.unroll_steps = unroll_steps
@@ -64,20 +60,10 @@ class PerformanceMatching(Objective):
         self.optimizer = Momentum() if optimizer is None else optimizer
         self.unroll = ExactUnroll() if unroll is None else unroll
 
-    def __repr__(self) -> str:
-        return (
-            f"PerformanceMatching(unroll_steps={self.unroll_steps}, window={self.window}, "
-            f"real_per_class={self.real_per_class}, synthetic_batch_size={self.synthetic_batch_size}, "
-            f"augment={self.augment}, optimizer={self.optimizer}, unroll={type(self.unroll).__name__})"
-        )
-
     def check(self, images_per_class: int, num_classes: int) -> None:
         check_size(self.synthetic_batch_size, images_per_class * num_classes)
-        if self.synthetic_batch_size is not None and self.synthetic_batch_size % num_classes:
-            raise ValueError(
-                f"synthetic_batch_size must be a multiple of the {num_classes} classes, got "
-                f"{self.synthetic_batch_size}."
-            )
+        if (size := self.synthetic_batch_size or 0) % num_classes:
+            raise ValueError(f"synthetic_batch_size must be a multiple of the {num_classes} classes, got {size}.")
 
     def work(self, images_per_class: int, num_classes: int) -> Work:
         size = self.synthetic_batch_size or images_per_class * num_classes
@@ -91,12 +77,11 @@ class PerformanceMatching(Objective):
         return short
 
     def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
-        classes = derivatives.network.num_classes
-        size = self.synthetic_batch_size or len(synthetic)
+        size, classes = self.synthetic_batch_size or len(synthetic), derivatives.network.num_classes
         minibatch = Chunks(size, scene.streams, self._augmented, balanced=True, num_classes=classes)
         steps = self._steps(scene.step)
-        window = self.window or steps
-        loop = InnerLoop(derivatives, self.optimizer, minibatch, steps, range(steps - window, steps))
+        window = range(steps - (self.window or steps), steps)
+        loop = InnerLoop(derivatives, self.optimizer, minibatch, steps, window)
         start = fresh(derivatives.network, scene.streams, synthetic.images)
         student = self.unroll(loop, synthetic.images, synthetic.targets, synthetic.student_lr, start)
         real = [real_batch(scene.real, self.real_per_class, stream) for stream in scene.streams]

@@ -65,10 +65,8 @@ class SyntheticImages(nn.Module):
         super().__init__()
         check_positive(images_per_class=images_per_class)
         if not 0 < min_student_lr <= student_lr < math.inf:
-            raise ValueError(
-                f"student_lr must be finite and at least min_student_lr, which must be positive; got "
-                f"{student_lr} and {min_student_lr}."
-            )
+            text = "student_lr must be finite and at least min_student_lr, which must be positive"
+            raise ValueError(f"{text}; got {student_lr} and {min_student_lr}.")
         if image_average is not None and not 0 <= image_average < 1:
             raise ValueError(f"image_average must lie in [0, 1), got {image_average}.")
         self.images_per_class = images_per_class

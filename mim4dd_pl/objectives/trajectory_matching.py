@@ -52,20 +52,13 @@ class TrajectoryMatching(Objective):
         check_positive(unroll_steps=unroll_steps, synthetic_batch_size=synthetic_batch_size)
         if not 0 <= ignored_fraction < 1:
             raise ValueError(f"ignored_fraction must lie in [0, 1), got {ignored_fraction}.")
-        self.epochs = Epochs(max_start_epoch, expert_epochs, moving)
         self.unroll_steps = unroll_steps
+        self.epochs = Epochs(max_start_epoch, expert_epochs, moving)
         self.synthetic_batch_size = synthetic_batch_size
         self.augment = augment
         self.optimizer = SGD() if optimizer is None else optimizer
         self.unroll = ExactUnroll() if unroll is None else unroll
         self.ignored_fraction = ignored_fraction
-
-    def __repr__(self) -> str:
-        return (
-            f"TrajectoryMatching(unroll_steps={self.unroll_steps}, epochs={self.epochs}, "
-            f"synthetic_batch_size={self.synthetic_batch_size}, augment={self.augment}, optimizer={self.optimizer}, "
-            f"unroll={type(self.unroll).__name__}, ignored_fraction={self.ignored_fraction})"
-        )
 
     def check(self, images_per_class: int, num_classes: int) -> None:
         check_size(self.synthetic_batch_size, images_per_class * num_classes)

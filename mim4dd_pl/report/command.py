@@ -13,13 +13,7 @@ from mim4dd_pl.report.runs import read_run
 
 
 def report(args: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        args: Command line without ``mim4dd report``.
-
-    Returns:
-        The exit code.
+    """Run the command on a line without ``mim4dd report``; returns the exit code.
 
     Raises:
         UserError: If the arguments are wrong.
@@ -33,9 +27,8 @@ def report(args: Sequence[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, such as checkpoints/digits/version_0")
     parser.add_argument("--out", metavar="FILE.html", help="where the page goes; report.html in the first run's folder")
-    parser.add_argument(
-        "--markdown", action="store_true", help="print tables and diagnostics instead, without pictures"
-    )
+    text = "print tables and diagnostics instead, without pictures"
+    parser.add_argument("--markdown", action="store_true", help=text)
     given = parser.parse_args(args)
     if given.markdown and given.out is not None:
         raise UserError("--markdown prints and --out writes a page: leave one of them out.")

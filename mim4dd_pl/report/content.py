@@ -1,6 +1,6 @@
 """What there is to say about runs, in words and tables; the templates put it in its place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mim4dd_pl.basics.names import RANDOM, WHOLE
@@ -52,32 +52,31 @@ def comparison(runs: Sequence[Run]) -> Table:
 
 def accuracies(run: Run) -> Table:
     """The closing table; networks are named where there are several."""
-    several = len({row.network for row in run.rows}) > 1
-    header = ("trained on", *(["network"] if several else []), "accuracy, %", "images", "lr", "students")
-    rows = [
-        (
-            row.trained_on,
-            *([row.network.partition("(")[0]] if several else []),
-            *(_percent(row), f"{row.images:,}", f"{row.lr:.3g}", str(row.students)),
-        )
-        for row in run.rows
-    ]
-    return Table(header, rows)
+    columns: dict[str, Callable[[Row], str]] = {
+        "trained on": lambda row: row.trained_on,
+        "network": lambda row: row.network.partition("(")[0],
+        "accuracy, %": _percent,
+        "images": lambda row: f"{row.images:,}",
+        "lr": lambda row: f"{row.lr:.3g}",
+        "students": lambda row: str(row.students),
+    }
+    if len({row.network for row in run.rows}) < 2:
+        del columns["network"]
+    return Table(list(columns), [[say(row) for say in columns.values()] for row in run.rows])
 
 
 def ranking(run: Run) -> str:
     """The numbers of DD-Ranking and how to read them; empty without."""
     values = ", ".join(f"{name} {value:.3f}" for name, value in run.facts.get("ranking", {}).items())
-    how = (
-        "lost against the whole set, lower is better; IOR: gained over random real images, and LRS, both in one number"
-    )
-    return f"DD-Ranking: {values} (HLR: {how}: higher is better)." if values else ""
+    how = "HLR: lost against the whole set, lower is better; IOR: gained over random real images, and LRS, both in one"
+    return f"DD-Ranking: {values} ({how} number: higher is better)." if values else ""
 
 
 def silence(run: Run) -> str:
     """Why there is no symptom."""
-    looked = run.diagnostics is not None
-    return "No symptom fired." if looked else "Nobody looked: the recipe has no Diagnostics callback."
+    if run.diagnostics is None:
+        return "Nobody looked: the recipe has no Diagnostics callback."
+    return "No symptom fired."
 
 
 def pictures(run: Run) -> dict[str, list[tuple[str, bytes]]]:

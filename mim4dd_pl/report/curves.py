@@ -7,7 +7,6 @@ from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.runs import RunFolder
 
 MOST_POINTS = 5000  # of a curve; longer ones are thinned by TensorBoard's own reservoir
-_NONE = 1  # zero would be all of them
 
 
 class Curve(NamedTuple):
@@ -31,7 +30,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     if not any(RunFolder(folder).events()):
         return {}
     kinds = {events.IMAGES, events.HISTOGRAMS, events.TENSORS, events.AUDIO, events.COMPRESSED_HISTOGRAMS}
-    sizes = {**dict.fromkeys(kinds, _NONE), events.SCALARS: MOST_POINTS}
+    sizes = {**dict.fromkeys(kinds, 1), events.SCALARS: MOST_POINTS}  # zero would be all of them
     accumulator = events.EventAccumulator(str(folder), size_guidance=sizes)
     try:
         accumulator.Reload()

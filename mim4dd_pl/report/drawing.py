@@ -44,7 +44,7 @@ def panel(shown: Panel) -> Markup:
     colours_are_runs = len({line.run for line in shown.lines}) > 1
     figure = Figure(figsize=(3.7, 2.5), layout="constrained")
     axes = figure.subplots()
-    named: set[str | None] = set()
+    named: set[str] = set()
     for line in shown.lines:
         paint = colour(line.run if colours_are_runs or not several else line.kind)
         if line.raw is not None:
@@ -81,12 +81,7 @@ def panel(shown: Panel) -> Markup:
 
 @rc_context(_STYLE)
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup:
-    """Rows are true classes, columns the answers, in percent of the row.
-
-    Args:
-        counts: Shape (C, C).
-        classes: C names.
-    """
+    """Rows are true classes, columns the answers, in percent of the row; of counts (C, C) and C names."""
     shares = [[100 * number / max(sum(row), 1) for number in row] for row in counts]
     figure = Figure(figsize=(4.4, 4.2), layout="constrained", dpi=200)
     axes = figure.subplots()
@@ -101,9 +96,8 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup
     if len(classes) <= MOST_NUMBERS:
         for row, values in enumerate(shares):
             for column, share in enumerate(values):
-                style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6}
-                text = f"{share:.0f}" if share >= 0.5 else ""
-                axes.text(column + 0.5, row + 0.5, text, color="white" if share < 60 else "black", **style)
+                text, ink = f"{share:.0f}" if share >= 0.5 else "", "white" if share < 60 else "black"
+                axes.text(column + 0.5, row + 0.5, text, color=ink, ha="center", va="center", fontsize=6)
     axes.set_xlabel("answer")
     axes.set_ylabel("class")
     figure.colorbar(mesh, ax=axes, shrink=0.8)

@@ -14,9 +14,7 @@ from mim4dd_pl.report.runs import Run
 def html_page(runs: Sequence[Run], made_by: str) -> str:
     """One page, on which all text is escaped; of several runs, a comparison comes first.
 
-    Args:
-        runs: At least one.
-        made_by: Program and version.
+    ``made_by`` names program and version.
     """
     environment = _environment(autoescape=True)
     environment.globals["draw"] = drawing
@@ -31,10 +29,8 @@ def markdown_page(runs: Sequence[Run]) -> str:
 
 
 def _environment(**settings: Any) -> Environment:
-    loader = PackageLoader("mim4dd_pl.report")
-    environment = Environment(
-        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings
-    )
+    settings |= {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader("mim4dd_pl.report"), **settings)
     environment.globals["say"] = content
     return environment
 

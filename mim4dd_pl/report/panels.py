@@ -45,8 +45,9 @@ def panels(runs: Sequence[_Curves]) -> list[Panel]:
 def smoothed(curve: Curve) -> Curve:
     """Running median over a twenty-fifth of the curve, which single segments do not move."""
     half = len(curve.values) // 50
-    values = [median(curve.values[max(0, i - half) : i + half + 1]) for i in range(len(curve.values))]
-    return curve._replace(values=values)
+    return curve._replace(
+        values=[median(curve.values[max(0, i - half) : i + half + 1]) for i in range(len(curve.values))]
+    )
 
 
 def thinned(curve: Curve) -> Curve:
@@ -70,8 +71,8 @@ def _lines(runs: Sequence[_Curves], choose: Callable[[_Curves], _Lines]) -> list
     return lines
 
 
-def _loss(curves: _Curves) -> _Lines:
-    return {"matching loss": curves.get(names.MATCHING_LOSS)}
+def _single(label: str, name: str) -> Callable[[_Curves], _Lines]:
+    return lambda curves: {label: curves.get(name)}
 
 
 def _accuracy(curves: _Curves) -> _Lines:
@@ -81,28 +82,19 @@ def _accuracy(curves: _Curves) -> _Lines:
     return {"distilled": accuracy}
 
 
-def _student_lr(curves: _Curves) -> _Lines:
-    return {"student learning rate": curves.get(names.STUDENT_LR)}
-
-
 def _gradients(curves: _Curves) -> _Lines:
     """The host's and, times its factor, the information term's."""
-    host, term = curves.get(names.HOST_GRADIENT), curves.get(names.TERM_GRADIENT)
-    factor = curves.get(names.TERM_FACTOR)
+    term, factor, entering = curves.get(names.TERM_GRADIENT), curves.get(names.TERM_FACTOR), None
     if term is not None and factor is not None and term.steps == factor.steps:
-        entering = term._replace(
-            values=[length * times for length, times in zip(term.values, factor.values, strict=True)]
-        )
-    else:
-        entering = None
-    return {"host": _positive(host), "information": _positive(entering)}
+        entering = term._replace(values=[a * b for a, b in zip(term.values, factor.values, strict=True)])
+    return {"host": _positive(curves.get(names.HOST_GRADIENT)), "information": _positive(entering)}
 
 
 def _positive(curve: Curve | None) -> Curve | None:
     """Without zeros, which a logarithmic axis cannot show; None where nothing is left."""
     pairs = [] if curve is None else zip(curve.steps, curve.values, strict=True)
     kept = [(step, value) for step, value in pairs if value > 0]
-    return Curve([step for step, _ in kept], [value for _, value in kept]) if kept else None
+    return Curve(*map(list, zip(*kept, strict=True))) if kept else None
 
 
 def _bounds(curves: _Curves) -> _Lines:
@@ -115,10 +107,13 @@ _PANELS: dict[str, tuple[str, Callable[[_Curves], _Lines]]] = {
     "matching loss": (
         "How far a student of the learned images ends from where it should be; for trajectories, 1 is a student that "
         "has not moved.",
-        _loss,
+        _single("matching loss", names.MATCHING_LOSS),
     ),
     "validation accuracy": ("Fresh students of the learned images; bars are one std over students.", _accuracy),
-    "student learning rate": ("alpha, learned with the images.", _student_lr),
+    "student learning rate": (
+        "alpha, learned with the images.",
+        _single("student learning rate", names.STUDENT_LR),
+    ),
     "pixel gradient": (
         "Lengths of what the two terms of the objective do to the pixels, as they enter the step.",
         _gradients,
