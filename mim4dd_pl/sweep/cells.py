@@ -81,7 +81,10 @@ class Cell:
                 f"{then.get(key, 'none')!s:.60}, is {now.get(key, 'none')!s:.60}): choose another --out, or remove it."
             )
         try:
-            return _read(run.results)
+            content = parsed_json(run.results.read_text(encoding="utf-8"))
+            last = next(row for row in content["test"] if row["trained_on"] == LAST)
+            best = next((row for row in content["test"] if row["trained_on"].startswith(BEST)), last)
+            return Outcome(last["accuracy"], best["accuracy"], last["std"], content["minutes"])
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise StoredFileError(
                 f"{run.results} is no table of `mim4dd fit` ({error!r}): remove {self.folder}."
@@ -120,13 +123,6 @@ def cells(sweep: Sweep, out: Path) -> list[Cell]:
     return [
         Cell(variant, seed, out / variant.name / f"seed_{seed}") for seed in sweep.seeds for variant in sweep.variants
     ]
-
-
-def _read(results: Path) -> Outcome:
-    content = parsed_json(results.read_text(encoding="utf-8"))
-    last = next(row for row in content["test"] if row["trained_on"] == LAST)
-    best = next((row for row in content["test"] if row["trained_on"].startswith(BEST)), last)
-    return Outcome(last["accuracy"], best["accuracy"], last["std"], content["minutes"])
 
 
 def outcomes(cells: Sequence[Cell]) -> dict[tuple[str, int], Outcome]:
