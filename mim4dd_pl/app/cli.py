@@ -284,11 +284,8 @@ def main(args: Sequence[str] | None = None) -> int:
     end_with_parent()
     try:
         arguments = with_paths(sys.argv[1:] if args is None else args)
-        if arguments[:1] == ["sweep"]:
-            return sweep(arguments[1:])
-        if arguments[:1] == ["report"]:
-            return report(arguments[1:])
-        return _run(arguments)
+        other = {"sweep": sweep, "report": report}.get(arguments[0] if arguments else "")
+        return _run(arguments) if other is None else other(arguments[1:])
     except BaseException as error:
         say = next((say for kind, say in _ENDS if isinstance(error, kind)), None)
         if say is None or (code := say(error)) is None:

@@ -129,19 +129,12 @@ def _experts(module: DistillationModule | ExpertModule, data: ImageDataModule, l
 
 
 class _Rows:
-    """Seconds of the rows of a table: K students are trained on a set, and classify images.
+    """Seconds of the rows of a table: K students are trained on a set, and classify images in ``look`` seconds each."""
 
-    Args:
-        evaluator: What trains them.
-        look: Seconds in which one classifies an image.
-        validation: Validation images.
-        test: Test images.
-    """
-
-    def __init__(self, evaluator: Evaluator, look: float, validation: int, test: int) -> None:
+    def __init__(self, evaluator: Evaluator, data: ImageDataModule, look: float) -> None:
         self.evaluator = evaluator
         self.students = evaluator.protocol.num_students
-        self.validation, self.test = (self.students * images * look for images in (validation, test))
+        self.validation, self.test = (self.students * len(images) * look for images in (data.validation, data.test))
 
     def trained(self, images: Indexable, training: Training | None = None) -> float:
         """Students of one row; of a search among learning rates with the choice."""
@@ -157,7 +150,7 @@ def _evaluation(
 ) -> dict[str, float]:
     """Minutes of the evaluations during the run, of the closing table, and of the analysis."""
     evaluation.attach(trainer, module, data)
-    rows = _Rows(evaluation.evaluator, look, len(data.validation), len(data.test))
+    rows = _Rows(evaluation.evaluator, data, look)
     row = rows.trained(InMemory(module.synthetic.result, module.synthetic.targets.detach()))
     validations = trainer.max_steps // int(trainer.val_check_interval)
     closing = analysis = 0.0
