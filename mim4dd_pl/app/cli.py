@@ -165,12 +165,19 @@ class DistillationCLI(LightningCLI):
 
     def _check(self) -> None:
         """Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?"""
-        self._check_callbacks()
-        if isinstance(self.model, DistillationModule) and self.subcommand in ("fit", "check"):
-            self._check_images_per_class()
+        fits, tables = self.subcommand in ("fit", "check"), callbacks_of(self.trainer, ClosingTable)
+        exports, evaluations = callbacks_of(self.trainer, Export), len(callbacks_of(self.trainer, Evaluation))
+        if (not fits or tables or exports or callbacks_of(self.trainer, Analysis)) and evaluations != 1:
+            raise UserError(f"trainer.callbacks must hold one Evaluation, got {evaluations}.")
+        if tables and not exports:
+            raise UserError("trainer.callbacks: ClosingTable needs Export.")
+        if fits and isinstance(self.model, DistillationModule):
+            baseline = any(callback.baseline for callback in callbacks_of(self.trainer, Diagnostics))
+            if self.model.init == "real" or tables or baseline:  # each draws as many random real images
+                self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
             self.model.check_processes(self.trainer.world_size)
         self.datamodule.setup(self.subcommand)
-        if self.subcommand in ("fit", "check"):
+        if fits:
             self.model.attach(self.datamodule)
             self._check_folders()
 
@@ -195,21 +202,6 @@ class DistillationCLI(LightningCLI):
             check_writable(Path(self.model.experts.root))
         for logger in self.trainer.loggers:
             check_writable(Path(logger.save_dir or self.trainer.default_root_dir))
-
-    def _check_callbacks(self) -> None:
-        evaluations = len(callbacks_of(self.trainer, Evaluation))
-        tables, exports = callbacks_of(self.trainer, ClosingTable), callbacks_of(self.trainer, Export)
-        evaluates = self.subcommand in ("validate", "test") or tables or exports or callbacks_of(self.trainer, Analysis)
-        if evaluates and evaluations != 1:
-            raise UserError(f"trainer.callbacks must hold one Evaluation, got {evaluations}.")
-        if tables and not exports:
-            raise UserError("trainer.callbacks: ClosingTable needs Export.")
-
-    def _check_images_per_class(self) -> None:
-        """As many random real images are drawn to start from, for the closing table and for the baseline."""
-        baseline = any(callback.baseline for callback in callbacks_of(self.trainer, Diagnostics))
-        if self.model.init == "real" or callbacks_of(self.trainer, ClosingTable) or baseline:
-            self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config_init[self.subcommand]

@@ -96,14 +96,11 @@ def check_trainer(trainer: Namespace, distills: bool) -> None:
         return
     steps, interval = trainer.max_steps, trainer.val_check_interval
     if not isinstance(interval, int) or interval < 1:
-        raise UserError(
-            f"trainer.val_check_interval must be a whole number of outer steps, at least 1; got {interval}."
-        )
+        number = "a whole number of outer steps, at least 1"
+        raise UserError(f"trainer.val_check_interval must be {number}; got {interval}.")
     if steps < 1 or steps % interval:
-        raise UserError(
-            f"trainer.max_steps must be a positive multiple of trainer.val_check_interval ({interval}), so that the "
-            f"last step is evaluated; got {steps}."
-        )
+        multiple = f"a positive multiple of trainer.val_check_interval ({interval})"
+        raise UserError(f"trainer.max_steps must be {multiple}, so that the last step is evaluated; got {steps}.")
 
 
 _STRATEGIES = {"auto", "ddp", "DDPStrategy", "SingleDeviceStrategy"}
