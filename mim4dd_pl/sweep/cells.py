@@ -39,13 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
-
-    Args:
-        variant: Its settings.
-        seed: Its seed.
-        folder: Where its run, ``log.txt`` and ``cell.json`` are.
-    """
+    """One run of a sweep; ``folder`` is where the run, ``log.txt`` and ``cell.json`` are."""
 
     variant: Variant
     seed: int
@@ -96,18 +90,21 @@ class Cell:
             run.checkpoint("last").exists() for run in RunFolder.versions(self.folder)
         )
         write_text(self.folder / "cell.json", json.dumps(self._settings(), indent=2) + "\n")
-        program = [sys.executable, "-m", "mim4dd_pl", "fit", *self.variant.arguments()]
-        logger = "--trainer.logger.init_args"
-        place = [f"{logger}.save_dir={self.folder}", f"{logger}.name="]
-        return [*program, f"--seed_everything={self.seed}", *place, *(["--ckpt_path=last"] if resumes else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "mim4dd_pl",
+            "fit",
+            *self.variant.arguments(),
+            f"--seed_everything={self.seed}",
+        ]
+        command += [f"--trainer.logger.init_args.{place}" for place in (f"save_dir={self.folder}", "name=")]
+        return command + ["--ckpt_path=last"] * resumes
 
     def _settings(self) -> dict[str, Any]:
         """All that decides the run, as plain types: contents of the recipes and not their paths."""
-        settings = {
-            "seed": self.seed,
-            **self.variant.settings,
-            **{f"recipe {number}": read_mapping(path) for number, path in enumerate(self.variant.recipe)},
-        }
+        recipes = {f"recipe {number}": read_mapping(path) for number, path in enumerate(self.variant.recipe)}
+        settings = {"seed": self.seed, **self.variant.settings, **recipes}
         return dict(json.loads(json.dumps(settings, default=str)))
 
     def _kept(self) -> dict[str, Any]:
