@@ -90,16 +90,10 @@ class Cell:
             run.checkpoint("last").exists() for run in RunFolder.versions(self.folder)
         )
         write_text(self.folder / "cell.json", json.dumps(self._settings(), indent=2) + "\n")
-        command = [
-            sys.executable,
-            "-m",
-            "mim4dd_pl",
-            "fit",
-            *self.variant.arguments(),
-            f"--seed_everything={self.seed}",
-        ]
-        command += [f"--trainer.logger.init_args.{place}" for place in (f"save_dir={self.folder}", "name=")]
-        return command + ["--ckpt_path=last"] * resumes
+        command = [sys.executable, "-m", "mim4dd_pl", "fit", *self.variant.arguments()]
+        logger = "--trainer.logger.init_args"
+        command += [f"--seed_everything={self.seed}", f"{logger}.save_dir={self.folder}", f"{logger}.name="]
+        return [*command, "--ckpt_path=last"] if resumes else command
 
     def _settings(self) -> dict[str, Any]:
         """All that decides the run, as plain types: contents of the recipes and not their paths."""
