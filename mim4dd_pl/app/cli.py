@@ -8,7 +8,6 @@ With several devices this process starts one for each and only watches over them
 
 import sys
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -18,8 +17,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 
 from mim4dd_pl.analysis.callback import Analysis
@@ -27,20 +25,19 @@ from mim4dd_pl.app.keys import in_keys
 from mim4dd_pl.app.named import with_paths
 from mim4dd_pl.app.processes import Launch, check_started, end_with_parent, parted, run_all
 from mim4dd_pl.app.recipes import (
+    FIXED,
     check_keys,
     check_limits,
-    check_links,
     check_strategy,
     check_trainer,
     reason_of,
     settings_of,
 )
-from mim4dd_pl.app.resuming import continue_run
+from mim4dd_pl.app.resuming import KeepRecipe, continue_run
 from mim4dd_pl.app.trainer import Trainer
 from mim4dd_pl.basics.errors import Stopped, StoredFileError, UserError
 from mim4dd_pl.basics.files import check_writable
 from mim4dd_pl.basics.machine import allow_tf32, keep_freed_memory
-from mim4dd_pl.basics.names import row_curve
 from mim4dd_pl.basics.terminal import fail, quiet, stopped, unheard
 from mim4dd_pl.callbacks.checkpoint import LastCheckpoint
 from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
@@ -64,36 +61,7 @@ class _Parser(LightningArgumentParser):
         raise UserError(reason_of(ex or ValueError(message))) from ex
 
 
-class KeepRecipe(SaveConfigCallback):
-    """Keeps the recipe: as ``config.yaml`` in the folder of a run, and in each checkpoint, which resuming compares."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.logger is not None:
-            # As a recipe, config.yaml repeats a run, in a folder of its own, and does not go on with it.
-            self.config.ckpt_path = None
-            if (logger := getattr(self.config.trainer.logger, "init_args", None)) is not None and "version" in logger:
-                logger.version = None
-            super().setup(trainer, pl_module, stage)
-
-    def state_dict(self) -> dict[str, Any]:
-        return settings_of(self.parser, self.config)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settings and results of a finished run side by side, for TensorBoard's HPARAMS page."""
-        scores = [score for table in callbacks_of(trainer, ClosingTable) for score in table.scores]
-        if stage == "fit" and scores and isinstance(trainer.logger, TensorBoardLogger):
-            accuracies = {row_curve(score.network, score.trained_on): score.mean for score in scores}
-            trainer.logger.log_hyperparams(self.state_dict(), accuracies)
-
-
-_TRAINER_DEFAULTS = {
-    # Outer steps are the only clock: an endless "epoch", validation every so many steps.
-    "max_epochs": -1,
-    "check_val_every_n_epoch": None,
-    "num_sanity_val_steps": 0,
-    # Evaluation trains networks.
-    "inference_mode": False,
-    "use_distributed_sampler": False,
+_TRAINER_DEFAULTS = {name: allowed[0] for name, (allowed, _) in FIXED.items()} | {
     "enable_model_summary": False,
     "devices": 1,  # more need more segments per step: configs/with/ddp.yaml
     "log_every_n_steps": 10,
@@ -136,36 +104,20 @@ class DistillationCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="The seed of the run.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--threads", type=PositiveInt, default=torch.get_num_threads(), help="CPU threads; small networks want 1."
-        )
-        parser.add_argument(
-            "--keep_freed_memory",
-            type=bool,
-            default=True,
-            help="Linux: keep freed memory for the next tensor; up to twice as fast, and the process never shrinks.",
-        )
-        parser.add_argument(
-            "--tf32", type=bool, default=False, help="CUDA: multiply with 10 bits of mantissa; faster and less exact."
-        )
-        parser.add_argument(
-            "--whole_set", type=bool, default=True, help="The closing table's row of the whole training set, if any."
-        )
-        parser.add_argument(
-            "--allow_changes",
-            type=str,
-            default="",
-            help="With --ckpt_path: settings that may differ from the checkpoint's, separated by commas.",
-        )
+        add: Any = parser.add_argument
+        add("--threads", type=PositiveInt, default=torch.get_num_threads(), help="CPU threads; small networks want 1.")
+        faster = "Linux: keep freed memory for the next tensor; up to twice as fast, and the process never shrinks."
+        add("--keep_freed_memory", type=bool, default=True, help=faster)
+        add("--tf32", type=bool, default=False, help="CUDA: multiply with 10 bits of mantissa; faster and less exact.")
+        add("--whole_set", type=bool, default=True, help="The closing table's row of the whole training set, if any.")
+        changes = "With --ckpt_path: settings that may differ from the checkpoint's, separated by commas."
+        add("--allow_changes", type=str, default="", help=changes)
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        joined = [argument.removeprefix("--config=") for argument in args if argument.startswith("--config=")]
-        for recipe in joined + [value for flag, value in pairwise(args) if flag in ("-c", "--config")]:
-            check_keys(Path(recipe))
-        check_links(args)
+        check_keys(args)
         try:
             self.config = parser.parse_args(args)
         except (ValueError, TypeError, RecursionError) as error:  # of a file that is no YAML in place of a value
@@ -190,7 +142,7 @@ class DistillationCLI(LightningCLI):
         if checkpoint is not None and distilled is not None:
             raise UserError("--ckpt_path and --distilled both say what to evaluate: leave one of them out.")
         if checkpoint is not None:
-            continue_run(config, settings_of(self.parser, self.config), KeepRecipe.__qualname__)
+            continue_run(config, settings_of(self.parser, self.config))
         elif self.subcommand in ("validate", "test") and distilled is None:
             raise StoredFileError(
                 f"{self.subcommand} needs something to evaluate: add --ckpt_path last or best, a .ckpt file, or "
@@ -213,12 +165,19 @@ class DistillationCLI(LightningCLI):
 
     def _check(self) -> None:
         """Before the Trainer creates its first file: do the callbacks, the data and the experts fit the recipe?"""
-        self._check_callbacks()
-        if isinstance(self.model, DistillationModule) and self.subcommand in ("fit", "check"):
-            self._check_images_per_class()
+        fits, tables = self.subcommand in ("fit", "check"), callbacks_of(self.trainer, ClosingTable)
+        exports, evaluations = callbacks_of(self.trainer, Export), len(callbacks_of(self.trainer, Evaluation))
+        if (not fits or tables or exports or callbacks_of(self.trainer, Analysis)) and evaluations != 1:
+            raise UserError(f"trainer.callbacks must hold one Evaluation, got {evaluations}.")
+        if tables and not exports:
+            raise UserError("trainer.callbacks: ClosingTable needs Export.")
+        if fits and isinstance(self.model, DistillationModule):
+            baseline = any(callback.baseline for callback in callbacks_of(self.trainer, Diagnostics))
+            if self.model.init == "real" or tables or baseline:  # each draws as many random real images
+                self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
             self.model.check_processes(self.trainer.world_size)
         self.datamodule.setup(self.subcommand)
-        if self.subcommand in ("fit", "check"):
+        if fits:
             self.model.attach(self.datamodule)
             self._check_folders()
 
@@ -244,29 +203,13 @@ class DistillationCLI(LightningCLI):
         for logger in self.trainer.loggers:
             check_writable(Path(logger.save_dir or self.trainer.default_root_dir))
 
-    def _check_callbacks(self) -> None:
-        evaluations = len(callbacks_of(self.trainer, Evaluation))
-        tables, exports = callbacks_of(self.trainer, ClosingTable), callbacks_of(self.trainer, Export)
-        evaluates = self.subcommand in ("validate", "test") or tables or exports or callbacks_of(self.trainer, Analysis)
-        if evaluates and evaluations != 1:
-            raise UserError(f"trainer.callbacks must hold one Evaluation, got {evaluations}.")
-        if tables and not exports:
-            raise UserError("trainer.callbacks: ClosingTable needs Export.")
-
-    def _check_images_per_class(self) -> None:
-        """As many random real images are drawn to start from, for the closing table and for the baseline."""
-        baseline = any(callback.baseline for callback in callbacks_of(self.trainer, Diagnostics))
-        if self.model.init == "real" or callbacks_of(self.trainer, ClosingTable) or baseline:
-            self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
-
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config_init[self.subcommand]
-        added: list[L.Callback] = [] if config.trainer.enable_progress_bar is False else [StepProgress()]
-        if any(isinstance(callback, LastCheckpoint) for callback in _listed(config.trainer.callbacks)):
-            added.append(self._preemption)
-        self.trainer_defaults = {**_TRAINER_DEFAULTS, "callbacks": added}
-        plugins = [*_listed(config.trainer.plugins), AtomicCheckpointIO()]
-        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        callbacks, plugins = (_listed(config.trainer[key]) for key in ("callbacks", "plugins"))
+        keeps_steps = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
+        callbacks += [] if config.trainer.enable_progress_bar is False else [StepProgress()]
+        callbacks += [self._preemption] if keeps_steps else []
+        trainer = super().instantiate_trainer(callbacks=callbacks, plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
         leave_signals_alone(trainer)
         if not config.whole_set:
             for table in callbacks_of(trainer, ClosingTable):
@@ -276,7 +219,7 @@ class DistillationCLI(LightningCLI):
 
 def _listed(value: Any) -> list[Any]:
     """Of a setting that may hold none, one, or a list."""
-    return value if isinstance(value, list) else [value] if value is not None else []
+    return [*value] if isinstance(value, list) else [value] if value is not None else []
 
 
 def _run(arguments: list[str]) -> int:
@@ -333,11 +276,8 @@ def main(args: Sequence[str] | None = None) -> int:
     end_with_parent()
     try:
         arguments = with_paths(sys.argv[1:] if args is None else args)
-        if arguments[:1] == ["sweep"]:
-            return sweep(arguments[1:])
-        if arguments[:1] == ["report"]:
-            return report(arguments[1:])
-        return _run(arguments)
+        other = {"sweep": sweep, "report": report}.get(arguments[0] if arguments else "")
+        return _run(arguments) if other is None else other(arguments[1:])
     except BaseException as error:
         say = next((say for kind, say in _ENDS if isinstance(error, kind)), None)
         if say is None or (code := say(error)) is None:

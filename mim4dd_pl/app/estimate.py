@@ -67,9 +67,8 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, data: ImageDataModul
         return Estimate({"experts": minutes}, peak_memory(device), disk, compiles=compiles)
     module.trainer = trainer
     minutes, disk = _experts(module, data, look) if module.needs_experts else (0.0, 0.0)
-    stages = {"experts": minutes}
-    stages["distillation"], growth = outer_steps(module, data, trainer.max_steps)
-    memory = peak_memory(device) + growth
+    outer, growth = outer_steps(module, data, trainer.max_steps)
+    stages, memory = {"experts": minutes, "distillation": outer}, peak_memory(device) + growth
     images = 4 * module.synthetic.images.numel()
     heads = 0 if module.information is None else sum(part.numel() for part in module.information.parameters())
     # A checkpoint holds images and momentum, heads and Adam's two moments; an artefact has previews. Best and last of
@@ -123,25 +122,17 @@ def _experts(module: DistillationModule | ExpertModule, data: ImageDataModule, l
     networks = min(missing, at_once(device))
     step = training_step(engine, images, experts.training, networks)
     spent = missing * (experts.training.steps(len(images)) * step + len(data.validation) * look)
-    size = 4 if experts.storage == "float32" else 2
-    rows = experts.training.epochs + 1
-    return spent / 60, missing * rows * module.network.num_parameters * size / 2**30
+    row = module.network.num_parameters * (4 if experts.storage == "float32" else 2)
+    return spent / 60, missing * (experts.training.epochs + 1) * row / 2**30
 
 
 class _Rows:
-    """Seconds of the rows of a table: K students are trained on a set, and classify images.
+    """Seconds of the rows of a table: K students are trained on a set, and classify images in ``look`` seconds each."""
 
-    Args:
-        evaluator: What trains them.
-        look: Seconds in which one classifies an image.
-        validation: Validation images.
-        test: Test images.
-    """
-
-    def __init__(self, evaluator: Evaluator, look: float, validation: int, test: int) -> None:
+    def __init__(self, evaluator: Evaluator, data: ImageDataModule, look: float) -> None:
         self.evaluator = evaluator
         self.students = evaluator.protocol.num_students
-        self.validation, self.test = (self.students * images * look for images in (validation, test))
+        self.validation, self.test = (self.students * len(images) * look for images in (data.validation, data.test))
 
     def trained(self, images: Indexable, training: Training | None = None) -> float:
         """Students of one row; of a search among learning rates with the choice."""
@@ -157,7 +148,7 @@ def _evaluation(
 ) -> dict[str, float]:
     """Minutes of the evaluations during the run, of the closing table, and of the analysis."""
     evaluation.attach(trainer, module, data)
-    rows = _Rows(evaluation.evaluator, look, len(data.validation), len(data.test))
+    rows = _Rows(evaluation.evaluator, data, look)
     row = rows.trained(InMemory(module.synthetic.result, module.synthetic.targets.detach()))
     validations = trainer.max_steps // int(trainer.val_check_interval)
     closing = analysis = 0.0

@@ -5,6 +5,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from inspect import signature
+from types import FrameType
 from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
@@ -33,13 +34,13 @@ def in_keys(error: BaseException, config: Namespace) -> str:
         error: Raised while what ``config`` describes was built or checked, perhaps wrapped by the parser.
         config: Of a subcommand.
     """
-    while error.__cause__ is not None and _of_parser(error):
+    while error.__cause__ is not None and _frames(error)[-1].f_globals["__name__"].startswith("jsonargparse"):
         error = error.__cause__
     message = str(error)
     if message.startswith(tuple(f"{key}." for key in vars(config))):
         return message
     places = list(_places("", config))
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+    for frame in reversed(_frames(error)):
         if found := [place for place in places if _describes(place, frame.f_locals.get("self"))]:
             values = {**getattr(frame.f_locals["self"], "__dict__", {}), **frame.f_locals}
             found = [place for place in found if _holds(place, values)] or found
@@ -47,9 +48,8 @@ def in_keys(error: BaseException, config: Namespace) -> str:
     return message
 
 
-def _of_parser(error: BaseException) -> bool:
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals["__name__"]).startswith("jsonargparse")
+def _frames(error: BaseException) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def _places(key: str, content: Any) -> Iterator[_Place]:

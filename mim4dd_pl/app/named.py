@@ -32,12 +32,13 @@ def recipe_path(name: str) -> str:
 
 
 def with_paths(arguments: Sequence[str]) -> list[str]:
-    """A command line whose recipes, after ``-c`` or ``--config``, are files."""
-    found, before = [], ""
+    """A command line whose recipes, after ``-c`` or ``--config``, are files: ``--config=FILE``."""
+    found: list[str] = []
     for argument in arguments:
-        name, joined, value = argument.partition("=")
-        if name == "--config" and joined:
-            argument = f"{name}={recipe_path(value)}"
-        found.append(recipe_path(argument) if before in ("-c", "--config") else argument)
-        before = argument
+        if found[-1:] in (["-c"], ["--config"]):
+            found[-1] = f"--config={recipe_path(argument)}"
+        elif argument.startswith("--config="):
+            found.append(f"--config={recipe_path(argument.removeprefix('--config='))}")
+        else:
+            found.append(argument)
     return found

@@ -1,6 +1,7 @@
 """An outer step, from a few of its inner steps: minutes and memory."""
 
 import copy
+from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -62,11 +63,11 @@ def _measured(module: DistillationModule, objective: Objective, patience: float)
     return _Measured(_work(module, objective), took, _saved_for_backward(module))
 
 
+@dataclass(eq=False)
 class _Packed:
     """A tensor that a graph keeps, for as long as it does."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    tensor: Tensor
 
 
 def _saved_for_backward(module: DistillationModule) -> float:

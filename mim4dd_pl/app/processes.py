@@ -34,11 +34,7 @@ _FOLLOWS = (LOST_PEER, 128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 class Launch(Exception):
-    """Asks for processes that nobody has started.
-
-    Args:
-        count: How many, on this node.
-    """
+    """Asks for ``count`` processes on this node, which nobody has started."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
@@ -46,10 +42,7 @@ class Launch(Exception):
 
 
 def check_started(asked: int) -> None:
-    """Refuse to be one of more or fewer processes than a run has, where torchrun or srun has started them.
-
-    Args:
-        asked: Processes of the run, on all nodes.
+    """Refuse to be one of more or fewer processes than are ``asked`` on all nodes, where torchrun or srun starts them.
 
     Raises:
         UserError: With both numbers.
@@ -96,12 +89,7 @@ def run_all(arguments: Sequence[str], count: int) -> int:
 
 
 def _say_why(failed: dict[int, int], asked: Sequence[int]) -> int:
-    """Say in one line what no process could; returns the exit code of the run.
-
-    Args:
-        failed: Exit code of each process that failed, in this order; -n of one that was killed by signal n.
-        asked: Signals that this process has passed on.
-    """
+    """Say in one line what no process could, of their exit codes and the signals passed on; returns that of the run."""
     if not failed:
         return 0
     causes = [process for process, code in failed.items() if code not in _FOLLOWS] or list(failed)

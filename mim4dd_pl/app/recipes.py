@@ -38,10 +38,6 @@ for _room in (networks, data, objectives):  # a recipe may name any of their cla
         import_module(_file.name)
 
 
-def _names(*kinds: type[Any]) -> list[str]:
-    return [kind.__name__ for kind in kinds]
-
-
 def by_name(content: Any) -> Any:
     """What a YAML text holds, with our own classes by name alone: a recipe of an earlier version has other paths."""
     if isinstance(content, list):
@@ -58,29 +54,32 @@ _read_yaml = get_loader("yaml")
 set_loader("yaml", lambda text: by_name(_read_yaml(text)), (yaml.YAMLError,))
 
 
-def _concrete(base: type[Any]) -> list[type[Any]]:
-    """The classes below ``base`` that can be built, in the order of their definition."""
-    below = [kind for child in base.__subclasses__() for kind in (child, *_concrete(child))]
-    return [kind for kind in below if not inspect.isabstract(kind)]
-
-
-_SHORT_NAMES: dict[str, Sequence[str]] = {
-    "model": _names(DistillationModule, ExpertModule),
-    "callbacks": _names(Analysis, ClosingTable, Diagnostics, Evaluation, Export, LastCheckpoint, Pictures),
-    "source": _names(*_concrete(Source)),
-    "network": _names(*_concrete(Network)),
-    "objective": _names(*_concrete(Objective)),
-    "optimizer": _names(*_concrete(InnerOptimizer)),
-    "image_gradient_clip": _names(MovingClip),
-    "unroll": _names(*_concrete(Unroll)),
-    "critic": _names(*_concrete(Critic)),
-    "embedding": _names(*_concrete(Head)),
-    "information": _names(InformationTerm),
+_KINDS: dict[str, Sequence[type[Any]]] = {
+    "model": (DistillationModule, ExpertModule),
+    "callbacks": (Analysis, ClosingTable, Diagnostics, Evaluation, Export, LastCheckpoint, Pictures),
+    "source": (Source,),
+    "network": (Network,),
+    "objective": (Objective,),
+    "optimizer": (InnerOptimizer,),
+    "image_gradient_clip": (MovingClip,),
+    "unroll": (Unroll,),
+    "critic": (Critic,),
+    "embedding": (Head,),
+    "information": (InformationTerm,),
 }
-"""Classes that a recipe may name without their module, by the last word of the key."""
 
 
-_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+def short_names(key: str) -> list[str]:
+    """Classes that a recipe may name without their module at ``key``, of which the last word tells."""
+
+    def concrete(kind: type[Any]) -> list[type[Any]]:
+        below = [found for child in kind.__subclasses__() for found in concrete(child)]
+        return below if inspect.isabstract(kind) else [kind, *below]
+
+    return [kind.__name__ for base in _KINDS.get(key.rpartition(".")[2], ()) for kind in concrete(base)]
+
+
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_epochs": ((-1, None), "outer steps are the only clock; set trainer.max_steps"),
     "max_time": ((None,), "a run ends at trainer.max_steps; stop it and go on with --ckpt_path last"),
     "check_val_every_n_epoch": ((None,), "validation counts outer steps; set trainer.val_check_interval"),
@@ -106,21 +105,18 @@ def check_trainer(trainer: Namespace, distills: bool) -> None:
 
     The last step of a distillation must be a validated one: the closing table and the artefact speak of it.
     """
-    for name, (allowed, instead) in _FIXED.items():
+    for name, (allowed, instead) in FIXED.items():
         if (value := trainer.get(name)) not in allowed:
             raise UserError(f"trainer.{name} must stay {allowed[0]}, got {value}: {instead}.")
     if not distills:
         return
     steps, interval = trainer.max_steps, trainer.val_check_interval
     if not isinstance(interval, int) or interval < 1:
-        raise UserError(
-            f"trainer.val_check_interval must be a whole number of outer steps, at least 1; got {interval}."
-        )
+        number = "a whole number of outer steps, at least 1"
+        raise UserError(f"trainer.val_check_interval must be {number}; got {interval}.")
     if steps < 1 or steps % interval:
-        raise UserError(
-            f"trainer.max_steps must be a positive multiple of trainer.val_check_interval ({interval}), so that the "
-            f"last step is evaluated; got {steps}."
-        )
+        multiple = f"a positive multiple of trainer.val_check_interval ({interval})"
+        raise UserError(f"trainer.max_steps must be {multiple}, so that the last step is evaluated; got {steps}.")
 
 
 _STRATEGIES = {"auto", "ddp", "DDPStrategy", "SingleDeviceStrategy"}
@@ -148,13 +144,6 @@ def check_limits(config: Namespace) -> None:
 _LINKED = {"seed": "seed_everything", "image_shape": "the data set", "num_classes": "the data set"}
 
 
-def check_links(args: Sequence[str]) -> None:
-    """Refuse on the command line what another key sets; it would be ignored in silence."""
-    for argument in args:
-        if found := re.match(r"--model\.(?:init_args\.)?(seed|image_shape|num_classes)\b", argument):
-            raise UserError(f"model.{found[1]} is set by {_LINKED[found[1]]}, got {argument}: leave it out.")
-
-
 def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """What makes a run the run that it is: seed, data and model, as plain types under dotted keys, without nulls.
 
@@ -162,8 +151,7 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """
     content = yaml.safe_load(parser.dump(config, skip_none=False))
     content = content.get(config.get("subcommand"), content)
-    settings = {"seed_everything": content["seed_everything"]}
-    settings.update(dotted({"data": content["data"], "model": content["model"]}))
+    settings = dotted({key: content[key] for key in ("seed_everything", "data", "model")})
     places = ("root", "path", "download", "cache")
     known = {key: value for key, value in settings.items() if value is not None}
     return short_classes({key: value for key, value in known.items() if key.rpartition(".")[2] not in places})
@@ -177,15 +165,25 @@ def short_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_keys(recipe: Path) -> None:
-    """Refuse a recipe that is missing, no YAML, empty, or sets a key twice."""
-    content = read_mapping(recipe)
-    if not isinstance(content.get("trainer", {}), dict):
-        raise UserError(f"{recipe}: trainer holds {content['trainer']!r:.40}, expected keys and values.")
-    model = content.get("model")
-    if isinstance(model, dict) and isinstance(settings := model.get("init_args"), dict):
-        for key in _LINKED.keys() & settings.keys():
-            raise UserError(f"{recipe}: model.{key} is set by {_LINKED[key]}: leave it out.")
+def check_keys(args: Sequence[str]) -> None:
+    """Refuse recipes that are missing, no YAML, empty or set a key twice, and settings that another one sets.
+
+    The latter would be ignored in silence.
+
+    Args:
+        args: A command line, in which each recipe is ``--config=FILE``.
+    """
+    for argument in args:
+        name, _, value = argument.partition("=")
+        keys = [name.removeprefix("--")]
+        if name == "--config":
+            content = read_mapping(Path(value))
+            if not isinstance(content.get("trainer", {}), dict):
+                raise UserError(f"{value}: trainer holds {content['trainer']!r:.40}, expected keys and values.")
+            keys = list(dotted(content))
+        for key in keys:
+            if found := re.match(r"model\.(?:init_args\.)?(seed|image_shape|num_classes)\b", key):
+                raise UserError(f"model.{found[1]} is set by {_LINKED[found[1]]}: leave it out of {argument}.")
 
 
 def reason_of(error: BaseException) -> str:
@@ -199,7 +197,7 @@ def reason_of(error: BaseException) -> str:
     key = ".".join(keys)
     reason = re.sub(r'^Parser key "[^"]+":\s*', "", str(error))
     if unknown := re.match(r"Expected a dot import path string: (.*)", reason):
-        known = ", ".join(_SHORT_NAMES.get(key.rpartition(".")[2], ()))
+        known = ", ".join(short_names(key))
         reason = f"no class {unknown[1]}; expected {known + ', or ' if known else ''}the path of an importable class."
     if re.match(r"Option '.*' is not accepted", reason):
         reason += " (is it spelt so? an overlay goes after its recipe)"

@@ -7,13 +7,18 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from mim4dd_pl.app.recipes import short_classes
+from mim4dd_pl.app.recipes import settings_of, short_classes
 from mim4dd_pl.basics.errors import StoredFileError, UserError
 from mim4dd_pl.basics.files import locked
+from mim4dd_pl.basics.names import row_curve
 from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
+from mim4dd_pl.callbacks.closing import ClosingTable
 from mim4dd_pl.callbacks.run import run_folder
+from mim4dd_pl.modules.lightning import callbacks_of
 
 _CHANGEABLE = (
     "model.lr_images",
@@ -29,32 +34,42 @@ _CHANGEABLE = (
 """Settings that take effect in a run that goes on; the others say how a run starts or what its checkpoint holds."""
 
 
-def check_changes(names: Sequence[str]) -> None:
-    """Refuse names of settings that a run cannot change on its way."""
-    for name in names:
-        if not _named(name, _CHANGEABLE):
-            raise UserError(
-                f"allow_changes takes {', '.join(_CHANGEABLE)}, got {name}: for another setting start a new run."
-            )
-
-
 def _named(key: str, names: Sequence[str]) -> bool:
     """Whether ``key`` or a key above it is among ``names``."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def difference(
-    checkpoint: dict[str, Any], settings: dict[str, Any], keeper: str, changes: Sequence[str] = ()
-) -> str | None:
+class KeepRecipe(SaveConfigCallback):
+    """Keeps the recipe: as ``config.yaml`` in the folder of a run, and in each checkpoint, which resuming compares."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.logger is not None:
+            # As a recipe, config.yaml repeats a run, in a folder of its own, and does not go on with it.
+            self.config.ckpt_path = None
+            if (logger := getattr(self.config.trainer.logger, "init_args", None)) is not None and "version" in logger:
+                logger.version = None
+            super().setup(trainer, pl_module, stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        return settings_of(self.parser, self.config)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Settings and results of a finished run side by side, for TensorBoard's HPARAMS page."""
+        scores = [score for table in callbacks_of(trainer, ClosingTable) for score in table.scores]
+        if stage == "fit" and scores and isinstance(trainer.logger, TensorBoardLogger):
+            accuracies = {row_curve(score.network, score.trained_on): score.mean for score in scores}
+            trainer.logger.log_hyperparams(self.state_dict(), accuracies)
+
+
+def difference(checkpoint: dict[str, Any], settings: dict[str, Any], changes: Sequence[str] = ()) -> str | None:
     """What keeps a checkpoint from going on with these settings, in words; None if nothing does.
 
     Args:
         checkpoint: As it was read.
-        settings: Of the recipe at hand, from :func:`settings_of`.
-        keeper: Name of the callback that keeps the settings of a run in its checkpoints.
+        settings: Of the recipe at hand, from :func:`~mim4dd_pl.app.recipes.settings_of`.
         changes: Settings that may differ.
     """
-    kept = checkpoint.get("callbacks", {}).get(keeper) if isinstance(checkpoint, dict) else None
+    kept = checkpoint.get("callbacks", {}).get(KeepRecipe.__qualname__) if isinstance(checkpoint, dict) else None
     if kept is None or not {"state_dict", "optimizer_states", "loops", "global_step"} <= checkpoint.keys():
         return "is no checkpoint of `mim4dd fit`"
     kept = short_classes(kept)
@@ -63,15 +78,6 @@ def difference(
         if then != now and not _named(name, changes):
             return f"was made with {name} {then}, this recipe has {now}"
     return None
-
-
-NAMED_CHECKPOINTS = ("last", "best")
-"""What ``--ckpt_path`` takes beside a file: the checkpoint of this name in the newest run of the recipe."""
-
-
-def newest_first(runs: Path, name: str) -> list[Path]:
-    """The checkpoints of one name in a folder of runs, that of the newest run first."""
-    return [path for run in RunFolder.versions(runs) if (path := run.checkpoint(name)).is_file()]
 
 
 @contextmanager
@@ -102,42 +108,45 @@ def own_folder(trainer: L.Trainer, ckpt_path: str | None) -> Iterator[None]:
         yield
 
 
-def continue_run(config: Namespace, settings: dict[str, Any], keeper: str) -> None:
+def continue_run(config: Namespace, settings: dict[str, Any]) -> None:
     """Find a checkpoint of this very recipe, and go on in the folder of its run.
 
     ``last`` and ``best`` are those of the newest run of the recipe; runs with other settings may lie beside it.
 
     Args:
         config: Of the fit, whose ``ckpt_path`` and version this completes.
-        settings: Of its recipe, from :func:`~mim4dd_pl.recipes.settings_of`.
-        keeper: Name of the callback that keeps the settings of a run in its checkpoints.
+        settings: Of its recipe, from :func:`~mim4dd_pl.app.recipes.settings_of`.
 
     Raises:
+        UserError: If the changes that it allows are of settings which a run cannot change on its way.
         StoredFileError: If there is none, or it was made with other settings.
     """
     logger = getattr(config.trainer.logger, "init_args", None)
     runs = Path(logger.save_dir) / (logger.name or "") if logger is not None else None
     candidates = [Path(config.ckpt_path)]
-    if (which := config.ckpt_path) in NAMED_CHECKPOINTS:
+    if (which := config.ckpt_path) in ("last", "best"):
         if runs is None:
             raise UserError(f"--ckpt_path {which} needs trainer.logger with a save_dir; give a .ckpt file instead.")
-        candidates = newest_first(runs, which)
+        candidates = [path for run in RunFolder.versions(runs) if (path := run.checkpoint(which)).is_file()]
         if not candidates:
             raise StoredFileError(
                 f"No run to resume in {runs}: none has checkpoints/{which}.ckpt. Start one without --ckpt_path."
             )
     changes = [name for name in config.allow_changes.split(",") if name]
-    check_changes(changes)
-    reasons = []
+    if fixed := [name for name in changes if not _named(name, _CHANGEABLE)]:
+        raise UserError(
+            f"allow_changes takes {', '.join(_CHANGEABLE)}, got {fixed[0]}: for another setting start a new run."
+        )
+    first = None
     for path in candidates:
-        reason = difference(AtomicCheckpointIO().load_checkpoint(path), settings, keeper, changes)
+        reason = difference(AtomicCheckpointIO().load_checkpoint(path), settings, changes)
         if reason is None:
             break
-        reasons.append(f"{path} {reason}")
+        first = first or f"{path} {reason}"
     else:
         raise StoredFileError(
-            f"{reasons[0]}: go on with the setting of the checkpoint, name it in --allow_changes, or start a new "
-            "run without --ckpt_path."
+            f"{first}: go on with the setting of the checkpoint, name it in --allow_changes, or start a new run "
+            "without --ckpt_path."
         )
     config.ckpt_path = str(path)
     run = RunFolder.of_checkpoint(path)

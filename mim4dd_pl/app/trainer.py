@@ -25,7 +25,7 @@ from mim4dd_pl.stored.foreign import read_set
 
 
 class Trainer(L.Trainer):
-    """Each public method is a command, each of its arguments an option."""
+    """Each public method is a command, each of its arguments an option; model and datamodule are the recipe's."""
 
     def fit(  # type: ignore[override]
         self, model: L.LightningModule, datamodule: ImageDataModule, ckpt_path: str | None = None
@@ -33,8 +33,6 @@ class Trainer(L.Trainer):
         """Runs the full optimization routine.
 
         Args:
-            model: Of the recipe.
-            datamodule: Of the recipe.
             ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, from which the run resumes.
         """
         writes = self.loggers or isinstance(model, DistillationModule)  # experts alone may be shared
@@ -45,8 +43,6 @@ class Trainer(L.Trainer):
         """Check a recipe and estimate minutes, memory and disk of its ``fit``; writes nothing but decoded images.
 
         Args:
-            model: Of the recipe.
-            datamodule: Of the recipe.
             compiled: Measure compiled steps where the run compiles: that takes minutes, which the run then saves.
 
         Raises:
@@ -68,8 +64,6 @@ class Trainer(L.Trainer):
         """Fresh students on a distilled set, classifying the validation images.
 
         Args:
-            model: Of the recipe.
-            datamodule: Of the recipe.
             ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
             distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
         """
@@ -88,8 +82,6 @@ class Trainer(L.Trainer):
         """Fresh students on a distilled set beside its controls, classifying the test images.
 
         Args:
-            model: Of the recipe.
-            datamodule: Of the recipe.
             ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
             distilled: In its place, a folder: an artefact, images.pt and labels.pt, or class folders with pictures.
             across: Other networks to train on the set as well.

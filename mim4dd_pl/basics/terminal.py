@@ -66,11 +66,11 @@ def unheard() -> int:
     return 128 + signal.SIGPIPE
 
 
-def stopped(number: int) -> int:
-    """Say that signal ``number`` has ended the program; returns the exit code."""
+def stopped(number: int, resumes: str = "a run that has a checkpoint goes on with --ckpt_path last") -> int:
+    """Say that signal ``number`` has ended the program, and what ``resumes`` it; returns the exit code."""
     word, code = ("interrupted", 130) if number == signal.SIGINT else ("terminated", 143)
     if process() == 0 and PARENT not in os.environ:
-        print(f"mim4dd: {word}; a run that has a checkpoint goes on with --ckpt_path last", file=sys.stderr)
+        print(f"mim4dd: {word}; {resumes}", file=sys.stderr)
     return code
 
 

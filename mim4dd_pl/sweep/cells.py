@@ -39,13 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
-
-    Args:
-        variant: Its settings.
-        seed: Its seed.
-        folder: Where its run, ``log.txt`` and ``cell.json`` are.
-    """
+    """One run of a sweep; ``folder`` is where the run, ``log.txt`` and ``cell.json`` are."""
 
     variant: Variant
     seed: int
@@ -81,7 +75,10 @@ class Cell:
                 f"{then.get(key, 'none')!s:.60}, is {now.get(key, 'none')!s:.60}): choose another --out, or remove it."
             )
         try:
-            return _read(run.results)
+            content = parsed_json(run.results.read_text(encoding="utf-8"))
+            last = next(row for row in content["test"] if row["trained_on"] == LAST)
+            best = next((row for row in content["test"] if row["trained_on"].startswith(BEST)), last)
+            return Outcome(last["accuracy"], best["accuracy"], last["std"], content["minutes"])
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise StoredFileError(
                 f"{run.results} is no table of `mim4dd fit` ({error!r}): remove {self.folder}."
@@ -93,18 +90,15 @@ class Cell:
             run.checkpoint("last").exists() for run in RunFolder.versions(self.folder)
         )
         write_text(self.folder / "cell.json", json.dumps(self._settings(), indent=2) + "\n")
-        program = [sys.executable, "-m", "mim4dd_pl", "fit", *self.variant.arguments()]
+        command = [sys.executable, "-m", "mim4dd_pl", "fit", *self.variant.arguments()]
         logger = "--trainer.logger.init_args"
-        place = [f"{logger}.save_dir={self.folder}", f"{logger}.name="]
-        return [*program, f"--seed_everything={self.seed}", *place, *(["--ckpt_path=last"] if resumes else [])]
+        command += [f"--seed_everything={self.seed}", f"{logger}.save_dir={self.folder}", f"{logger}.name="]
+        return [*command, "--ckpt_path=last"] if resumes else command
 
     def _settings(self) -> dict[str, Any]:
         """All that decides the run, as plain types: contents of the recipes and not their paths."""
-        settings = {
-            "seed": self.seed,
-            **self.variant.settings,
-            **{f"recipe {number}": read_mapping(path) for number, path in enumerate(self.variant.recipe)},
-        }
+        recipes = {f"recipe {number}": read_mapping(path) for number, path in enumerate(self.variant.recipe)}
+        settings = {"seed": self.seed, **self.variant.settings, **recipes}
         return dict(json.loads(json.dumps(settings, default=str)))
 
     def _kept(self) -> dict[str, Any]:
@@ -120,13 +114,6 @@ def cells(sweep: Sweep, out: Path) -> list[Cell]:
     return [
         Cell(variant, seed, out / variant.name / f"seed_{seed}") for seed in sweep.seeds for variant in sweep.variants
     ]
-
-
-def _read(results: Path) -> Outcome:
-    content = parsed_json(results.read_text(encoding="utf-8"))
-    last = next(row for row in content["test"] if row["trained_on"] == LAST)
-    best = next((row for row in content["test"] if row["trained_on"].startswith(BEST)), last)
-    return Outcome(last["accuracy"], best["accuracy"], last["std"], content["minutes"])
 
 
 def outcomes(cells: Sequence[Cell]) -> dict[tuple[str, int], Outcome]:

@@ -1,23 +1,22 @@
 """The command: which cells, run or skipped, one line for each, and the table of those that are finished."""
 
 import argparse
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mim4dd_pl.basics.errors import Stopped, UserError
 from mim4dd_pl.basics.files import locked, write_text
-from mim4dd_pl.basics.terminal import OneLineParser
+from mim4dd_pl.basics.terminal import OneLineParser, stopped
+from mim4dd_pl.callbacks.preemption import answering_signals
 from mim4dd_pl.sweep.cells import Cell, cells, outcomes
 from mim4dd_pl.sweep.figure import write_figure
 from mim4dd_pl.sweep.plan import Sweep, grid, read_sweep
-from mim4dd_pl.sweep.runner import Ended, run
+from mim4dd_pl.sweep.runner import run
 from mim4dd_pl.sweep.table import HEADER, Row, cells_csv, markdown, rows, rows_csv
 
 
@@ -34,8 +33,13 @@ def sweep(args: Sequence[str]) -> int:
         UserError: If the settings are wrong, or a cell is finished with others.
     """
     given = _parser().parse_args(args)
-    plan = _plan(given)
-    out = Path("checkpoints/sweeps") / plan.name if given.out is None else Path(given.out)
+    if given.key is not None:
+        plan = grid(given.config, given.key, given.values, given.seeds)
+    elif given.values:
+        raise UserError("--values needs --key, e.g. --key model.information.weight")
+    else:
+        plan = read_sweep(given.config[0], given.config[1:], given.seeds)
+    out = given.out or Path("checkpoints/sweeps", plan.name)
     every = cells(plan, out)
     if given.cell is not None and not 0 <= given.cell < len(every):
         raise UserError(f"--cell must lie in 0..{len(every) - 1}, got {given.cell}.")
@@ -46,13 +50,15 @@ def sweep(args: Sequence[str]) -> int:
     wanted = [cell for cell in asked if (cell.variant.name, cell.seed) not in finished]
     print(f"{plan.name}: {len(asked)} cells, {len(asked) - len(wanted)} of them finished; in {out}", flush=True)
     try:
-        with _sigterm_raises():
+        with answering_signals():
             failed = _run(plan, out, wanted, given.jobs)
-    except (KeyboardInterrupt, Stopped) as error:
-        word, code = ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("terminated", 143)
-        print(f"mim4dd: {word}; the same command goes on", file=sys.stderr)
-        return code
-    _show(_write(plan, out), out)
+    except Stopped as stop:
+        return stopped(stop.number, "the same command goes on")
+    table = Table(*HEADER, title="Test accuracy of fresh students, mean +- std (seeds)")
+    for row in _write(plan, out):
+        table.add_row(*row.texts())
+    Console().print(table)
+    print(f"{'results':<12} {out}/results.csv, cells.csv, results.md, figure.png")
     found = outcomes(every)
     if missing := [str(cell) for cell in every if (cell.variant.name, cell.seed) not in found]:
         print(f"missing      {len(missing)} of {len(every)}: {'; '.join(missing)}")
@@ -67,15 +73,12 @@ def _run(plan: Sweep, out: Path, wanted: Sequence[Cell], jobs: int) -> int:
             failed += end.error is not None
             minutes += end.minutes
             left = minutes / number * (len(wanted) - number) / jobs
-            print(f"{number}/{len(wanted)}  {_line(end)}, {left:.0f} min left", flush=True)
+            outcome = end.cell.outcome() if end.error is None else None
+            said = f"failed: {end.error} (see {end.cell.log})" if outcome is None else f"{100 * outcome.last:.2f} %"
+            line = f"{number}/{len(wanted)}  {end.cell}: {said}, {end.minutes:.1f} min, {left:.0f} min left"
+            print(line, flush=True)
             _write(plan, out)
     return failed
-
-
-def _line(end: Ended) -> str:
-    outcome = end.cell.outcome() if end.error is None else None
-    said = f"failed: {end.error} (see {end.cell.log})" if outcome is None else f"{100 * outcome.last:.2f} %"
-    return f"{end.cell}: {said}, {end.minutes:.1f} min"
 
 
 def _write(plan: Sweep, out: Path) -> list[Row]:
@@ -90,26 +93,6 @@ def _write(plan: Sweep, out: Path) -> list[Row]:
     return made
 
 
-def _show(made: Sequence[Row], out: Path) -> None:
-    table = Table(*HEADER, title="Test accuracy of fresh students, mean +- std (seeds)")
-    for row in made:
-        table.add_row(*row.texts())
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{'results':<12} {out}/results.csv, cells.csv, results.md, figure.png", highlight=False, soft_wrap=True
-    )
-
-
-def _plan(given: argparse.Namespace) -> Sweep:
-    first, *others = [Path(path) for path in given.config]
-    if given.key is not None:
-        return grid([first, *others], given.key, given.values, given.seeds)
-    if given.values:
-        raise UserError("--values needs --key, e.g. --key model.information.weight")
-    return read_sweep(first, others, given.seeds)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="mim4dd sweep",
@@ -121,32 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         "model.information.weight --values 0 0.2 0.4 --seeds 0 1 2",
     )
     add: Any = parser.add_argument
-    add(
-        "-c",
-        "--config",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="A sweep file, then overlays for all of its variants; with --key a recipe, then its overlays.",
-    )
+    files = "A sweep file, then overlays for all of its variants; with --key a recipe, then its overlays."
+    add("-c", "--config", action="append", required=True, type=Path, metavar="FILE", help=files)
     add("--key", help="The key that differs, as on the command line of fit.")
     add("--values", nargs="+", default=[], help="Its values; the first is what the others are compared with.")
     add("--seeds", nargs="+", type=int, default=[], help="Seeds of every variant; by default those of the sweep file.")
-    add("--out", metavar="DIR", help="Its folder; checkpoints/sweeps/NAME by default.")
+    add("--out", type=Path, metavar="DIR", help="Its folder; checkpoints/sweeps/NAME by default.")
     add("--jobs", type=int, default=1, help="Cells at a time; each takes the recipe's threads.")
     add("--cell", type=int, metavar="I", help="One cell only, from 0: for array jobs, e.g. $SLURM_ARRAY_TASK_ID.")
     return parser
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises, so that it ends the cells as Ctrl-C does."""
-
-    def stop(number: int, _: object) -> NoReturn:
-        raise Stopped(number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -94,7 +94,7 @@ def read_sweep(path: Path, overlays: Sequence[Path] = (), seeds: Sequence[int] =
             raise UserError(f"{where} has no recipe: it needs one of its own, or the file one for all.")
         recipe += _paths(path, f"{path}: with", content.get("with", []))
         recipe += _paths(path, f"{where}.with", given.pop("with", []))
-        against = given.pop("against", names[0] if name != names[0] else None)
+        against = given.pop("against", None if name == names[0] else names[0])
         if against is not None and (against == name or against not in names):
             raise UserError(f"{where}.against must name another variant ({', '.join(names)}), got {against!r}.")
         variants.append(Variant(name, (*recipe, *overlays), _settings(where, given), against))
@@ -110,17 +110,16 @@ def grid(recipe: Sequence[Path], key: str, values: Sequence[str], seeds: Sequenc
     if not values:
         raise UserError("--key needs --values, e.g. --key model.information.weight --values 0 0.2 0.4")
     names = [_name("--values", value) for value in values]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"Values must differ, got {twice} twice.")
     variants = [
-        Variant(name, tuple(recipe), _settings("--key", {key: value}), names[0] if number else None)
-        for number, (name, value) in enumerate(zip(names, values, strict=True))
+        Variant(name, tuple(recipe), _settings("--key", {key: name}), None if name == names[0] else names[0])
+        for name in names
     ]
     return _sweep(f"{recipe[0].stem}_{key.rpartition('.')[2]}", variants, seeds)
 
 
 def _sweep(name: str, variants: Sequence[Variant], seeds: Any) -> Sweep:
-    names = [variant.name for variant in variants]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"Variants and values must differ, got {twice} twice.")
     if not isinstance(seeds, (list, tuple)) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"seeds must be whole numbers, at least one and none negative, e.g. 0 1 2; got {seeds}.")
     if len(set(seeds)) < len(seeds):

@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +12,11 @@ from mim4dd_pl.sweep.cells import Outcome
 from mim4dd_pl.sweep.plan import Sweep
 
 HEADER = ("variant", "test accuracy, %", "against", "difference, points [95 %]", "minutes")
+
+_COLUMNS = (
+    *("variant", "seeds", "accuracy_fraction", "std_fraction", "compared_with", "pairs", "difference_fraction"),
+    *("standard_error_fraction", "low_95_fraction", "high_95_fraction", "minutes_without_experts"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,20 +54,14 @@ class Row:
 
 def rows(sweep: Sweep, outcomes: Mapping[tuple[str, int], Outcome]) -> list[Row]:
     """One for each variant; ``outcomes`` are those of the finished cells, by variant and seed."""
-
-    def accuracies(variant: str, seeds: Iterable[int]) -> list[float]:
-        return [outcomes[variant, seed].last for seed in seeds]
-
+    last: dict[tuple[str | None, int], float] = {key: outcome.last for key, outcome in outcomes.items()}
     made = []
-    for variant in sweep.variants:
-        seeds = [seed for seed in sweep.seeds if (variant.name, seed) in outcomes]
-        difference = None
-        if variant.against is not None:
-            paired = [seed for seed in seeds if (variant.against, seed) in outcomes]
-            difference = paired_difference(accuracies(variant.name, paired), accuracies(variant.against, paired))
-        minutes = fmean(outcomes[variant.name, seed].own_minutes for seed in seeds) if seeds else None
-        accuracy = tuple(accuracies(variant.name, seeds))
-        made.append(Row(variant.name, accuracy, variant.against, difference, minutes))
+    for name, against in ((variant.name, variant.against) for variant in sweep.variants):
+        seeds = [seed for seed in sweep.seeds if (name, seed) in last]
+        paired = [seed for seed in seeds if (against, seed) in last]
+        difference = paired_difference([last[name, n] for n in paired], [last[against, n] for n in paired])
+        minutes = fmean(outcomes[name, seed].own_minutes for seed in seeds) if seeds else None
+        made.append(Row(name, tuple(last[name, seed] for seed in seeds), against, difference, minutes))
     return made
 
 
@@ -70,22 +69,10 @@ def rows_csv(rows: Sequence[Row]) -> str:
     """One line for each variant; a number that so few seeds do not give is empty."""
     lines = []
     for row in rows:
-        difference = row.difference
-        lines.append(
-            {
-                "variant": row.variant,
-                "seeds": len(row.accuracies),
-                "accuracy_fraction": fmean(row.accuracies) if row.accuracies else None,
-                "std_fraction": sample_std(row.accuracies),
-                "compared_with": row.against,
-                "pairs": difference and difference.n,
-                "difference_fraction": difference and difference.mean,
-                "standard_error_fraction": difference and difference.standard_error,
-                "low_95_fraction": difference and difference.low,
-                "high_95_fraction": difference and difference.high,
-                "minutes_without_experts": row.minutes,
-            }
-        )
+        accuracy = fmean(row.accuracies) if row.accuracies else None
+        difference = (None,) * 5 if row.difference is None else astuple(row.difference)
+        own = (row.variant, len(row.accuracies), accuracy, sample_std(row.accuracies), row.against)
+        lines.append(dict(zip(_COLUMNS, (*own, *difference, row.minutes), strict=True)))
     return _csv(lines)
 
 

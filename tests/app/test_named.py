@@ -33,4 +33,4 @@ def test_near_misses_are_suggested() -> None:
 def test_names_are_found_behind_each_form_of_the_option() -> None:
     path = recipe_path("digits")
     given = ["fit", "-c", "digits", "--config", "digits", "--config=digits", "--model.init=noise"]
-    assert with_paths(given) == ["fit", "-c", path, "--config", path, f"--config={path}", "--model.init=noise"]
+    assert with_paths(given) == ["fit", *[f"--config={path}"] * 3, "--model.init=noise"]

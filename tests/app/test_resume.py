@@ -280,7 +280,7 @@ def test_a_class_is_the_same_wherever_its_file_lies() -> None:
     state = dict.fromkeys(("state_dict", "optimizer_states", "loops", "global_step"))
     kept = {"model.information.class_path": "mim4dd_pl.information.InformationTerm", "model.network": "mine.Network"}
     now = short_classes({"model.information.class_path": "mim4dd_pl.InformationTerm", "model.network": "mine.Network"})
-    assert difference({**state, "callbacks": {"keeper": kept}}, now, "keeper") is None
+    assert difference({**state, "callbacks": {"KeepRecipe": kept}}, now) is None
 
 
 def test_a_run_whose_heads_learned_from_an_unweighted_literal_term_is_not_resumed(

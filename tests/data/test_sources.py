@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mim4dd_pl.app.recipes import _SHORT_NAMES
+from mim4dd_pl.app.recipes import short_names
 from mim4dd_pl.basics.errors import DataError
 from mim4dd_pl.data import normalization, torchvision
 from mim4dd_pl.data.folder import ImageFolder
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_recipes_may_name_every_source_and_no_base_class() -> None:
-    names = set(_SHORT_NAMES["source"])
+    names = set(short_names("data.source"))
     assert {"Digits", "Npz", "ImageFolder", *TORCHVISION} <= names
     assert names.isdisjoint({"Source", "Torchvision"})
 

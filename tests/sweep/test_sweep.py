@@ -98,7 +98,7 @@ def test_a_failed_cell_is_told_with_its_reason_and_the_others_go_on(
     assert "missing      2 of 2: 0, seed 0; 0.2, seed 0" in out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_signal_ends_the_cells_too(
     number: int, code: int, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,7 +154,7 @@ def test_a_recipe_is_read_or_refused(content: bytes) -> None:
     with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
         path = Path(file.name)
         path.write_bytes(content)
-        assert read_or_refused(lambda: check_keys(path), path, UserError)
+        assert read_or_refused(lambda: check_keys([f"--config={path}"]), path, UserError)
 
 
 WORDS = (
