@@ -17,7 +17,7 @@ from mim4dd_pl.data.sets import Batch, Indexable
 from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
-from mim4dd_pl.population.scores import Score, accuracies
+from mim4dd_pl.population.scores import Score
 from mim4dd_pl.population.students import Classifiers, train_students
 from mim4dd_pl.population.training import Training
 from mim4dd_pl.stored.distilled import Distilled
@@ -139,7 +139,7 @@ class Evaluator:
 
         if len(lrs) == 1:
             return trained(lrs[0])
-        best = max(map(trained, lrs), key=self.validation_accuracy)
+        best = max(map(trained, lrs), key=lambda students: self.validate(f"lr {students.lr}", students).mean)
         best.classifiers.reset()
         return best
 
@@ -148,15 +148,16 @@ class Evaluator:
         sets = [distilled.training_set(self.device)] * self.protocol.num_students
         return self.train(sets, network=network, learned_lr=float(distilled.student_lr))
 
-    def validation_accuracy(self, students: Students) -> float:
-        """Mean accuracy on the validation images of students that have not seen any image yet, in [0, 1]."""
-        for batch in self.validation_images():
-            students.classifiers.update(batch)
-        return float(accuracies(self.added_up(students.classifiers.confusion())).mean())
+    def validate(self, trained_on: str, students: Students) -> Score:
+        """Show the validation images to students that have not seen any image yet; ``trained_on`` names the row."""
+        return self._shown(self.validation_images, trained_on, students)
 
     def test(self, trained_on: str, students: Students) -> Score:
-        """Show the test images to students that have not seen any image yet; ``trained_on`` names the row."""
-        for batch in self.test_images():
+        """The same with the test images."""
+        return self._shown(self.test_images, trained_on, students)
+
+    def _shown(self, images: Batches, trained_on: str, students: Students) -> Score:
+        for batch in images():
             students.classifiers.update(batch)
         return self.score(trained_on, students)
 
