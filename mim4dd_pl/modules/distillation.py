@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mim4dd_pl.basics.errors import StoredFileError, UserError
+from mim4dd_pl.basics.errors import StoredFileError, UserError, check_positive
 from mim4dd_pl.basics.names import SKIPPED_STEPS
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.basics.shapes import ImageShape
@@ -17,7 +17,6 @@ from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.information.term import InformationTerm
-from mim4dd_pl.modules.buffers import SegmentBuffers
 from mim4dd_pl.modules.clipping import Clip, clip_of
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
@@ -79,12 +78,18 @@ class DistillationModule(L.LightningModule):
         compile: Compile the steps of experts, students and inner loop: ``auto`` where a run is long enough to pay for
             it, ``true`` or ``false``.
         seed: Of the whole distillation.
+
+    Attributes:
+        segment_start: The trajectory buffers: expert parameters at epoch t of each segment of a step, shape (T, P).
+        segment_target: Expert parameters at epoch t + M, shape (T, P).
     """
 
     data: ImageDataModule
     store: TrajectoryStore
     real: ImageSet
     derivatives: Derivatives
+    segment_start: Tensor
+    segment_target: Tensor
 
     def __init__(
         self,
@@ -111,6 +116,7 @@ class DistillationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        check_positive(segments_per_step=segments_per_step)
         check_experts(objective, experts, init, soft_labels)
         lr_labels = 0.0 if soft_labels is None else soft_labels.lr
         self.outer = OuterOptimizers(optimizer, momentum, lr_images, lr_student_lr, lr_labels)
@@ -134,8 +140,10 @@ class DistillationModule(L.LightningModule):
                 self.information = information(self.network.layer_shapes(), num_classes)
             check_information(self.information, objective, segments_per_step)
         self.segments: SegmentDraw | None = None  # of hosts that read experts
-        self.segment_buffers = SegmentBuffers(segments_per_step, self.network.num_parameters)
-        keep_buffers_local(self, ["segment_buffers.start", "segment_buffers.target"])
+        for name in ("segment_start", "segment_target"):
+            room = torch.empty(segments_per_step, self.network.num_parameters)
+            self.register_buffer(name, room, persistent=False)
+        keep_buffers_local(self, ["segment_start", "segment_target"])
         self.segments_per_step, self._share = segments_per_step, range(segments_per_step)
         self.compiles: Compile = compile  # Module.compile is a method
         self.state = RunState()
@@ -291,7 +299,11 @@ class DistillationModule(L.LightningModule):
     def _load_segments(self, step: int, indices: Sequence[int]) -> Segment | None:
         if self.segments is None:
             return None
-        return self.segment_buffers.load([self.segments.read(step, index) for index in indices])
+        for row, index in enumerate(indices):
+            segment = self.segments.read(step, index)
+            self.segment_start[row].copy_(segment.start)
+            self.segment_target[row].copy_(segment.target)
+        return Segment(self.segment_start[: len(indices)], self.segment_target[: len(indices)])
 
     # --- evaluation
 
