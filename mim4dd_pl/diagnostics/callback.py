@@ -8,29 +8,13 @@ from typing import Any, cast
 import lightning as L
 from torch import Tensor
 
+from mim4dd_pl.basics import names
 from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.files import write_text
-from mim4dd_pl.basics.names import (
-    MATCHING_LOSS,
-    RANDOM,
-    STUDENT_LR,
-    TRAIN,
-    VALIDATION_ACCURACY,
-    VALIDATION_STD,
-    diagnostic,
-)
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.run import data_of, find, random_sets, run_folder
-from mim4dd_pl.diagnostics.readings import (
-    RANDOM_ACCURACY,
-    RANDOM_STD,
-    STUDENT_LR_FLOOR,
-    STUDENTS,
-    Values,
-    image_distances,
-    loss_course,
-    window_length,
-)
+from mim4dd_pl.diagnostics import readings
+from mim4dd_pl.diagnostics.readings import Values
 from mim4dd_pl.diagnostics.symptoms import SYMPTOMS
 from mim4dd_pl.modules.distillation import DistillationModule
 
@@ -67,29 +51,31 @@ class Diagnostics(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._file = run_folder(trainer).diagnostics  # now, while all processes ask
-        self._window = window_length(trainer.max_steps, self.every_n_steps)
+        self._window = readings.window_length(trainer.max_steps, self.every_n_steps)
         self._losses = deque(self._losses, self._window * self.every_n_steps)
         if not self._start:
             module = cast(DistillationModule, pl_module)
-            self._start = {STUDENT_LR: float(module.synthetic.student_lr.detach()), **self._images(module)}
+            self._start = {names.STUDENT_LR: float(module.synthetic.student_lr.detach()), **self._images(module)}
         self._write(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         module = cast(DistillationModule, pl_module)
-        if module.state.skips.in_row == 0:  # a skipped step has no loss
+        if module.state.in_row == 0:  # a skipped step has no loss
             # A tensor: on an accelerator only a reading waits for it.
-            self._losses.append(trainer.callback_metrics[MATCHING_LOSS].detach().clone())
+            self._losses.append(trainer.callback_metrics[names.MATCHING_LOSS].detach().clone())
         if self._losses and (step == 1 or step % self.every_n_steps == 0):
-            logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(TRAIN)}
+            logged = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(names.TRAIN)
+            }
             losses = [float(loss) for loss in self._losses]
             self._losses = deque(losses, self._losses.maxlen)
-            course = loss_course(losses, self.every_n_steps)
-            floor = {STUDENT_LR_FLOOR: module.synthetic.min_student_lr}
+            course = readings.loss_course(losses, self.every_n_steps)
+            floor = {readings.STUDENT_LR_FLOOR: module.synthetic.min_student_lr}
             self._read(trainer, {**logged, **course, **floor, **self._images(module)})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or not self.baseline or VALIDATION_ACCURACY not in trainer.callback_metrics:
+        if trainer.state.fn != "fit" or not self.baseline or names.VALIDATION_ACCURACY not in trainer.callback_metrics:
             return
         module = cast(DistillationModule, pl_module)
         if data_of(module).validate_on == "test":
@@ -98,10 +84,12 @@ class Diagnostics(L.Callback):
         students = evaluator.protocol.num_students
         if not self._random_real:  # as many images, another draw for each student
             random = evaluator.train(random_sets(module, len(module.synthetic), students))
-            score = evaluator.validate(RANDOM, random)
-            self._random_real = {RANDOM_ACCURACY: score.mean, RANDOM_STD: score.std}
-        learned = {name: float(trainer.callback_metrics[name]) for name in (VALIDATION_ACCURACY, VALIDATION_STD)}
-        self._read(trainer, {**learned, **self._random_real, STUDENTS: students})
+            score = evaluator.validate(names.RANDOM, random)
+            self._random_real = {readings.RANDOM_ACCURACY: score.mean, readings.RANDOM_STD: score.std}
+        learned = {
+            name: float(trainer.callback_metrics[name]) for name in (names.VALIDATION_ACCURACY, names.VALIDATION_STD)
+        }
+        self._read(trainer, {**learned, **self._random_real, readings.STUDENTS: students})
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -126,7 +114,7 @@ class Diagnostics(L.Callback):
         for symptom in SYMPTOMS:
             if (value := symptom.measured(now, self._start)) is None:
                 continue
-            logged[diagnostic(symptom.name)] = value
+            logged[names.diagnostic(symptom.name)] = value
             course = self._courses[symptom.name]
             course.append(value)
             said = any(each["name"] == symptom.name for each in self.fired)
@@ -142,7 +130,7 @@ class Diagnostics(L.Callback):
         groups = (-1, module.synthetic.images_per_class)
         images, labels = module.synthetic.images.detach(), module.synthetic.labels
         some = (each.unflatten(0, groups)[:, :_SHOWN].flatten(0, 1) for each in (images, labels))
-        return image_distances(*some)
+        return readings.image_distances(*some)
 
     def _write(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:

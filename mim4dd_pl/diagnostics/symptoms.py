@@ -9,28 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from mim4dd_pl.basics.names import (
-    CEILING,
-    HOST_GRADIENT,
-    LAYER_BOUND,
-    STUDENT_LR,
-    TERM_FACTOR,
-    TERM_GRADIENT,
-    VALIDATION_ACCURACY,
-    VALIDATION_STD,
-)
-from mim4dd_pl.diagnostics.readings import (
-    BETWEEN,
-    LEVEL,
-    NEAREST,
-    RANDOM_ACCURACY,
-    RANDOM_STD,
-    STUDENT_LR_FLOOR,
-    STUDENTS,
-    SWING,
-    WITHIN,
-    Values,
-)
+from mim4dd_pl.basics import names
+from mim4dd_pl.diagnostics import readings
+from mim4dd_pl.diagnostics.readings import Values
 
 Measure = Callable[[Values, Values], float | None]
 """(reading, first value of each name in this run) -> the number; None if it cannot be known."""
@@ -78,24 +59,25 @@ def of_start(name: str) -> Measure:
 
 def class_overlap(now: Values, start: Values) -> float | None:
     """Mean distance between classes over that within them, in units of this ratio at the start."""
-    if not (now[WITHIN] and start[WITHIN] and start[BETWEEN]):
+    if not (now[readings.WITHIN] and start[readings.WITHIN] and start[readings.BETWEEN]):
         return None
-    return now[BETWEEN] / now[WITHIN] / (start[BETWEEN] / start[WITHIN])
+    return now[readings.BETWEEN] / now[readings.WITHIN] / (start[readings.BETWEEN] / start[readings.WITHIN])
 
 
 def bound_of_ceiling(choose: Callable[..., float | None]) -> Measure:
     """The highest or lowest bound of a layer as a share of the ceiling; none where the bound is void."""
 
     def measure(now: Values, start: Values) -> float | None:
-        bounds = [value for name, value in now.items() if name.startswith(LAYER_BOUND)]
-        return choose((bound / now[CEILING] for bound in bounds), default=None) if now[CEILING] > 0 else None
+        bounds = [value for name, value in now.items() if name.startswith(names.LAYER_BOUND)]
+        ceiling = now[names.CEILING]
+        return choose((bound / ceiling for bound in bounds), default=None) if ceiling > 0 else None
 
     return measure
 
 
 def term_share(now: Values, start: Values) -> float | None:
     """The information term's share of the lengths of both pixel gradients, in [0, 1]; None if one of them is off."""
-    host, term = now[HOST_GRADIENT], now[TERM_FACTOR] * now[TERM_GRADIENT]
+    host, term = now[names.HOST_GRADIENT], now[names.TERM_FACTOR] * now[names.TERM_GRADIENT]
     return term / (host + term) if host > 0 and term > 0 else None
 
 
@@ -107,8 +89,8 @@ def host_share(now: Values, start: Values) -> float | None:
 
 def above_floor(now: Values, start: Values) -> float | None:
     """The student's learning rate in units of its floor; none where it starts there."""
-    floor = now[STUDENT_LR_FLOOR]
-    return now[STUDENT_LR] / floor if start[STUDENT_LR] > _TOUCHES * floor else None
+    floor = now[readings.STUDENT_LR_FLOOR]
+    return now[names.STUDENT_LR] / floor if start[names.STUDENT_LR] > _TOUCHES * floor else None
 
 
 # --- rules
@@ -134,18 +116,19 @@ def fall_behind(course: Sequence[float], window: int, now: Values) -> bool:
 
     .. math:: d < -2 \sqrt{(s^2 + s_\mathrm{random}^2) / K}
     """
-    margin = 2 * math.hypot(now[VALIDATION_STD], now[RANDOM_STD]) / math.sqrt(now[STUDENTS])
+    margin = 2 * math.hypot(now[names.VALIDATION_STD], now[readings.RANDOM_STD]) / math.sqrt(now[readings.STUDENTS])
     return len(course) > 1 and max(course[-2:]) < -margin
 
 
 _TOUCHES = 1 + 1e-6  # the floor as a float32 differs from the setting
-_TERMS = (HOST_GRADIENT, TERM_GRADIENT, TERM_FACTOR)
+_LEARNED = (names.VALIDATION_ACCURACY, names.VALIDATION_STD)
+_TERMS = (names.HOST_GRADIENT, names.TERM_GRADIENT, names.TERM_FACTOR)
 
 SYMPTOMS = (
     Symptom(
         "within_class_collapse",
-        (WITHIN,),
-        of_start(WITHIN),
+        (readings.WITHIN,),
+        of_start(readings.WITHIN),
         # Learned pixels move away from where they began, in directions of their own, so that distances usually grow.
         below(0.5),
         "learned images of a class grow alike: their mean distance is {value:.2f} of that at the start. The later "
@@ -155,7 +138,7 @@ SYMPTOMS = (
     ),
     Symptom(
         "class_overlap",
-        (WITHIN, BETWEEN),
+        (readings.WITHIN, readings.BETWEEN),
         class_overlap,
         # Real photos of two classes are about as far apart as those of one, so the start's own ratio is the scale.
         below(0.8),
@@ -165,8 +148,8 @@ SYMPTOMS = (
     ),
     Symptom(
         "classes_meet",
-        (NEAREST,),
-        of_start(NEAREST),
+        (readings.NEAREST,),
+        of_start(readings.NEAREST),
         below(0.25),
         "two classes have met: the smallest distance between their images is {value:.2f} of that at the start. Two "
         "labels for one image cannot be learned; usually steps are too long or the images have collapsed. Lower "
@@ -174,7 +157,7 @@ SYMPTOMS = (
     ),
     Symptom(
         "dead_critic",
-        (CEILING,),
+        (names.CEILING,),
         bound_of_ceiling(max),
         # Zero nats, and what a random batch scatters about it.
         lasting(lambda share: share <= 0.01),
@@ -184,7 +167,7 @@ SYMPTOMS = (
     ),
     Symptom(
         "saturated_critic",
-        (CEILING,),
+        (names.CEILING,),
         bound_of_ceiling(min),
         # From here on a bound has nothing left to gain.
         lasting(lambda share: share >= 0.98),
@@ -211,8 +194,8 @@ SYMPTOMS = (
     ),
     Symptom(
         "oscillation",
-        (SWING,),
-        lambda now, start: now[SWING],
+        (readings.SWING,),
+        lambda now, start: now[readings.SWING],
         # Segments differ, and so do their losses: by about a fifth; a factor of two, time after time, is the step
         # length.
         lambda course, window, now: len(course) >= window and course[-1] > math.log(2),
@@ -222,8 +205,8 @@ SYMPTOMS = (
     ),
     Symptom(
         "explosion",
-        (LEVEL,),
-        of_start(LEVEL),
+        (readings.LEVEL,),
+        of_start(readings.LEVEL),
         # Segments differ by less than five times what the loss was before.
         lambda course, window, now: len(course) > 1 and course[-1] > 5 * median(course[:-1]),
         "the matching loss explodes: it is {value:.3g} times that of the first step and far above what it was since. "
@@ -232,7 +215,7 @@ SYMPTOMS = (
     ),
     Symptom(
         "student_lr_at_floor",
-        (STUDENT_LR, STUDENT_LR_FLOOR),
+        (names.STUDENT_LR, readings.STUDENT_LR_FLOOR),
         above_floor,
         lambda course, window, now: course[-1] <= _TOUCHES,
         "the student's learning rate has fallen to its floor, model.min_student_lr ({value:.3g} times it). Students do "
@@ -241,8 +224,8 @@ SYMPTOMS = (
     ),
     Symptom(
         "student_lr_drift",
-        (STUDENT_LR,),
-        of_start(STUDENT_LR),
+        (names.STUDENT_LR,),
+        of_start(names.STUDENT_LR),
         # Ten times its start, either way.
         lambda course, window, now: not 0.1 < course[-1] < 10,
         "the student's learning rate has drifted to {value:.3g} times its start. Either the start was far off, then "
@@ -250,8 +233,8 @@ SYMPTOMS = (
     ),
     Symptom(
         "below_random",
-        (VALIDATION_ACCURACY, VALIDATION_STD, RANDOM_ACCURACY, RANDOM_STD, STUDENTS),
-        lambda now, start: now[VALIDATION_ACCURACY] - now[RANDOM_ACCURACY],
+        (*_LEARNED, readings.RANDOM_ACCURACY, readings.RANDOM_STD, readings.STUDENTS),
+        lambda now, start: now[names.VALIDATION_ACCURACY] - now[readings.RANDOM_ACCURACY],
         fall_behind,
         "students of the learned images fall behind those of as many random real images: {points:+.1f} percentage "
         "points on the validation images, at two validations in a row, more than students differ by chance. The host "

@@ -17,7 +17,7 @@ from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.information.term import InformationTerm
-from mim4dd_pl.modules.clipping import Clip, clip_of
+from mim4dd_pl.modules.clipping import Clip, FixedClip
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.modules.gradients import Gradients, gathered, information_batch, log_values, segment_gradients
@@ -120,7 +120,8 @@ class DistillationModule(L.LightningModule):
         check_experts(objective, experts, init, soft_labels)
         lr_labels = 0.0 if soft_labels is None else soft_labels.lr
         self.outer = OuterOptimizers(optimizer, momentum, lr_images, lr_student_lr, lr_labels)
-        self.image_gradient_clip = clip_of(image_gradient_clip)
+        clip = image_gradient_clip
+        self.image_gradient_clip = FixedClip(clip) if isinstance(clip, int | float) else clip
         self.network = FlatNetwork(network, image_shape, num_classes)
         self.objective, self.experts, self.init, self.soft_labels = objective, experts, init, soft_labels
         self.synthetic = SyntheticImages(
@@ -231,7 +232,9 @@ class DistillationModule(L.LightningModule):
         return derivatives(self.network, self.state.compiled, work.batch_size, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.state.save(checkpoint)
+        state = self.state
+        checkpoint.update(compiled=state.compiled, skips={"in_row": state.in_row, "total": state.total})
+        checkpoint["weighted_term"] = True  # before this mark, heads and critic got an unweighted gradient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # "last" may have become another file before the last of several processes has looked for it.
@@ -240,7 +243,8 @@ class DistillationModule(L.LightningModule):
         literal = self.information is not None and self.information.balance == "literal"
         if literal and "weighted_term" not in checkpoint and self.trainer.state.fn == "fit":
             raise StoredFileError("This run was begun before a literal weight was part of the term's loss: start anew.")
-        self.state.load(checkpoint)
+        skips = checkpoint.get("skips", {})
+        self.state = RunState(checkpoint["compiled"], **skips, loaded_step=checkpoint["global_step"])
         keep_settings(checkpoint["optimizer_states"], self.configure_optimizers())
 
     @property
@@ -261,7 +265,7 @@ class DistillationModule(L.LightningModule):
         images, student_lr = mean.joined(factor)
         length = images.norm()
         if all_finite(mean.host_loss, length, student_lr, mean.host_labels, mean.information_parameters):
-            self.state.skips.in_row = 0
+            self.state.in_row = 0
             if self.image_gradient_clip is not None:
                 images = self.image_gradient_clip(images)
             set_gradients(self.synthetic, self.information, images, student_lr, mean)
@@ -271,10 +275,10 @@ class DistillationModule(L.LightningModule):
             self.whole = True
             self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
         else:
-            self.state.skips.count(self.global_step, mean.host_loss, length, self.synthetic.student_lr.detach())
+            self.state.skip(self.global_step, mean.host_loss, length, self.synthetic.student_lr.detach())
             self.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient, and count the step
             step_all(self.optimizers())
-        self.log(SKIPPED_STEPS, float(self.state.skips.total), batch_size=1)
+        self.log(SKIPPED_STEPS, float(self.state.total), batch_size=1)
 
     def mean_gradients(self, step: int) -> Gradients:
         """Mean over the segments of a step."""
@@ -310,5 +314,4 @@ class DistillationModule(L.LightningModule):
     def validation_step(self, batch: object, batch_idx: int) -> None:
         """Nothing: the Evaluation callback trains students and shows them the batches."""
 
-    def test_step(self, batch: object, batch_idx: int) -> None:
-        """Nothing: the Evaluation callback trains students and shows them the batches."""
+    test_step = validation_step

@@ -5,6 +5,7 @@ A row of a table is made in two steps: :meth:`Evaluator.train` trains K students
 by their sets and not by the luck of the draw.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -18,8 +19,8 @@ from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.population.scores import Score
-from mim4dd_pl.population.students import Classifiers, train_students
-from mim4dd_pl.population.training import Training
+from mim4dd_pl.population.students import Classifiers, calibrated
+from mim4dd_pl.population.training import Training, at_once, train
 from mim4dd_pl.stored.distilled import Distilled
 
 LearningRates = list[float] | Literal["learned"] | None
@@ -131,17 +132,30 @@ class Evaluator:
         """
         engine = self.derivatives(len(sets[0]), training, network)
         lrs = self.protocol.candidates(learned_lr) if training is None else [training.lr]
-        training, share = training or self.protocol.training, self.share(len(sets))
-
-        def trained(lr: float) -> Students:
-            recipe = replace(training, lr=lr)
-            return Students(train_students(engine, sets, recipe, self.stream, self.device, share), len(sets[0]), lr)
-
-        if len(lrs) == 1:
-            return trained(lrs[0])
-        best = max(map(trained, lrs), key=lambda students: self.validate(f"lr {students.lr}", students).mean)
+        recipes = [replace(training or self.protocol.training, lr=lr) for lr in lrs]
+        rows = (Students(self._train(engine, sets, recipe), len(sets[0]), recipe.lr) for recipe in recipes)
+        if len(recipes) == 1:
+            return next(rows)
+        best = max(rows, key=lambda students: self.validate(f"lr {students.lr}", students).mean)
         best.classifiers.reset()
         return best
+
+    def _train(self, engine: Derivatives, sets: Sequence[Indexable], training: Training) -> Classifiers:
+        """This process's share of the students; number i starts the same whatever its set."""
+        network, share, together = engine.network, self.share(len(sets)), at_once(self.device)
+        parameters: list[Tensor] = []
+        # Lightning validates without gradients, and may do so in inference mode.
+        with torch.inference_mode(False):
+            for start in range(0, len(share), together):
+                numbers = share[start : start + together]
+                streams = [self.stream.at("student", number) for number in numbers]
+                fresh = torch.stack([network.initial(stream.at("initial")) for stream in streams]).to(self.device)
+                chosen = [sets[number] for number in numbers]
+                (trained,) = deque(train(engine, fresh, chosen, training, streams), maxlen=1)
+                parameters.extend(trained)
+        own = zip(parameters, [sets[number] for number in share], strict=True)
+        statistics = [calibrated(network, theta, images, training.batch_size) for theta, images in own]
+        return Classifiers(network, parameters, statistics, share, len(sets))
 
     def train_on(self, distilled: Distilled, network: FlatNetwork | None = None) -> Students:
         """All students on a distilled set."""
