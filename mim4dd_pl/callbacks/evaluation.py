@@ -96,18 +96,14 @@ class Evaluation(L.Callback):
         self._students.classifiers.update(batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log(pl_module, "validation")
+        stage = "test" if trainer.testing else "validation"
+        self.latest = score = self.evaluator.score(DISTILLED, self._students)
+        pl_module.log(accuracy_of(stage), score.mean)
+        pl_module.log(accuracy_std_of(stage), score.std)
+        if trainer.state.fn != "fit":
+            mean, std = 100 * score.mean, 100 * score.std
+            print(f"{stage} accuracy {mean:.2f} +- {std:.2f} % ({len(score.confusion)} students)")
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]  # its last two arguments are not read
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log(pl_module, "test")
-
-    def _log(self, module: L.LightningModule, stage: str) -> None:
-        self.latest = score = self.evaluator.score(DISTILLED, self._students)
-        module.log(accuracy_of(stage), score.mean)
-        module.log(accuracy_std_of(stage), score.std)
-        if module.trainer.state.fn != "fit":
-            mean, std = 100 * score.mean, 100 * score.std
-            print(f"{stage} accuracy {mean:.2f} +- {std:.2f} % ({len(score.confusion)} students)")
+    on_test_epoch_end = on_validation_epoch_end

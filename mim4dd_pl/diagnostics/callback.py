@@ -101,8 +101,7 @@ class Diagnostics(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.fired = list(state_dict["fired"])
-        self._start = dict(state_dict["start"])
+        self.fired, self._start = list(state_dict["fired"]), dict(state_dict["start"])
         self._courses.update(state_dict["courses"])
         self._losses = deque(state_dict["losses"])
         self._random_real = state_dict["random_real"]

@@ -60,11 +60,6 @@ class Students(NamedTuple):
     lr: float
 
 
-def _own(values: Tensor) -> Tensor:
-    """The sum over one process."""
-    return values
-
-
 @dataclass
 class Evaluator:
     """Trains students on given sets and scores them; compiles once for all sets of one size.
@@ -79,7 +74,7 @@ class Evaluator:
         compile: Compile their steps: ``auto`` where it pays.
         times: How often students are trained by ``protocol`` on sets of one size, which decides whether it pays.
         share: Those below a number of students that this process trains; all of them by default.
-        added_up: The sum of a tensor over all processes.
+        added_up: The sum of a tensor over all processes; by default over this one.
         compiled: What was decided about compiling: with the decisions of a checkpoint, a run computes as it did before.
     """
 
@@ -92,13 +87,13 @@ class Evaluator:
     compile: Compile = False
     times: int = 1
     share: Callable[[int], range] = range
-    added_up: Callable[[Tensor], Tensor] = _own
+    added_up: Callable[[Tensor], Tensor] = torch.clone
     compiled: dict[str, bool] = field(default_factory=dict)
     _derivatives: dict[str, Derivatives] = field(default_factory=dict)
 
     def alone(self) -> "Evaluator":
         """The same in one process, whatever the others do."""
-        return replace(self, share=range, added_up=_own)
+        return replace(self, share=range, added_up=torch.clone)
 
     def derivatives(
         self, num_images: int, training: Training | None = None, network: FlatNetwork | None = None

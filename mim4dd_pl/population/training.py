@@ -51,7 +51,6 @@ class Training:
                 f"momentum must lie in [0, 1) and weight_decay be at least 0, got {self.momentum} "
                 f"and {self.weight_decay}."
             )
-
         if not 0 <= self.sharpness_radius < float("inf"):
             raise ValueError(f"sharpness_radius must be at least 0 and finite, got {self.sharpness_radius}.")
 
