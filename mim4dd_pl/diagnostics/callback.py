@@ -104,7 +104,8 @@ class Diagnostics(L.Callback):
         self.fired, self._start = list(state_dict["fired"]), dict(state_dict["start"])
         self._courses.update(state_dict["courses"])
         self._losses = deque(state_dict["losses"])
-        self._random_real = state_dict["random_real"]
+        random = state_dict["random_real"]
+        self._random_real = random if isinstance(random, dict) else {}  # a mean without std, before: found again
 
     def _read(self, trainer: L.Trainer, now: Values) -> None:
         """Measure all symptoms in one reading, log them, and speak of those that are new."""
