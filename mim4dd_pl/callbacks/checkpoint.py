@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.callbacks.export import Export
 from mim4dd_pl.callbacks.run import run_folder
 from mim4dd_pl.modules.distillation import DistillationModule
@@ -27,8 +28,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
+        check_positive(every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:

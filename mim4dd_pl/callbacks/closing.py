@@ -20,10 +20,9 @@ from mim4dd_pl.callbacks.run import data_of, find, random_sets, run_folder
 from mim4dd_pl.callbacks.tables import print_lines, print_scores, write_scores
 from mim4dd_pl.data.sets import InMemory
 from mim4dd_pl.engine.flat import FlatNetwork
-from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.population.evaluator import Evaluator
-from mim4dd_pl.population.scores import Score, hard_label_recovery, improvement_over_random, label_robust_score
+from mim4dd_pl.population.scores import Score, label_robust_score
 from mim4dd_pl.population.training import Training
 from mim4dd_pl.stored.artefact import SHEET, read_distilled
 from mim4dd_pl.stored.distilled import Distilled, grid, save_png
@@ -101,7 +100,8 @@ class ClosingTable(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Now, and not after minutes of training: the row with an expert's labels can be done without.
-        module, data = cast(DistillationModule, pl_module), cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        module = cast(DistillationModule, pl_module)
+        data = data_of(module)
         self._has_expert = False
         try:
             module.open_experts(data)
@@ -163,9 +163,9 @@ class ClosingTable(L.Callback):
         random, hard = (RANDOM_SOFT, hard_labels(name)) if soft else (RANDOM, name)
         ranking = {}
         if WHOLE in means:
-            ranking["HLR"] = hard_label_recovery(means[WHOLE], means[hard])
+            ranking["HLR"] = means[WHOLE] - means[hard]
         if random in means:
-            ranking["IOR"] = improvement_over_random(means[name], means[random])
+            ranking["IOR"] = means[name] - means[random]
         if len(ranking) == 2:
             ranking["LRS"] = label_robust_score(ranking["HLR"], ranking["IOR"])
         return ranking

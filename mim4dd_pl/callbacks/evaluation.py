@@ -13,6 +13,7 @@ from mim4dd_pl.data.sets import Batch
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
+from mim4dd_pl.modules.lightning import datamodule_of
 from mim4dd_pl.modules.share import added_up, own_share
 from mim4dd_pl.population.evaluator import Evaluator, LearningRates, Protocol
 from mim4dd_pl.population.training import Training
@@ -41,12 +42,7 @@ class Evaluation(L.Callback):
         latest: The score of the last validation or test.
     """
 
-    def __init__(
-        self,
-        training: Training,
-        num_students: int = 5,
-        lrs: LearningRates = None,
-    ) -> None:
+    def __init__(self, training: Training, num_students: int = 5, lrs: LearningRates = None) -> None:
         if num_students < 2:
             raise ValueError(f"num_students must be at least 2 (for a std), got {num_students}.")
         if isinstance(lrs, list) and not (lrs and all(0 < lr < math.inf for lr in lrs)):
@@ -57,7 +53,7 @@ class Evaluation(L.Callback):
         self._compiled: dict[str, bool] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.attach(trainer, cast(DistillationModule, pl_module), trainer.datamodule)  # type: ignore[attr-defined]
+        self.attach(trainer, cast(DistillationModule, pl_module), datamodule_of(trainer))
 
     def attach(self, trainer: L.Trainer, module: DistillationModule, data: ImageDataModule) -> None:
         """Get ready to train the students of a run; its processes share them."""
@@ -95,29 +91,19 @@ class Evaluation(L.Callback):
         self._students = self.evaluator.train_on(self.evaluated(cast(DistillationModule, pl_module)))
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         self._students.classifiers.update(batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log(pl_module, "validation")
-
-    on_test_start = on_validation_start
-    on_test_batch_end = on_validation_batch_end
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log(pl_module, "test")
-
-    def _log(self, module: L.LightningModule, stage: str) -> None:
+        stage = "test" if trainer.testing else "validation"
         self.latest = score = self.evaluator.score(DISTILLED, self._students)
-        module.log(accuracy_of(stage), score.mean)
-        module.log(accuracy_std_of(stage), score.std)
-        if module.trainer.state.fn != "fit":
+        pl_module.log(accuracy_of(stage), score.mean)
+        pl_module.log(accuracy_std_of(stage), score.std)
+        if trainer.state.fn != "fit":
             mean, std = 100 * score.mean, 100 * score.std
             print(f"{stage} accuracy {mean:.2f} +- {std:.2f} % ({len(score.confusion)} students)")
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]  # its last two arguments are not read
+    on_test_epoch_end = on_validation_epoch_end

@@ -46,14 +46,12 @@ class Export(L.Callback):
             validation_accuracy=f"{accuracy:.4f} +- {std:.4f}",
             students=repr(find(trainer, Evaluation).protocol.training),
         )
-        names = ["last"]
+        run, folders = run_folder(trainer), ["last"]
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_step = accuracy, trainer.global_step
-            names.append("best")
-        run = run_folder(trainer)
-        if trainer.is_global_zero:
-            for name in names:
-                write_distilled(run.distilled(name), distilled, self.tensors)
+            folders.append("best")
+        for name in folders if trainer.is_global_zero else ():
+            write_distilled(run.distilled(name), distilled, self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_accuracy": self.best_accuracy, "best_step": self.best_step}

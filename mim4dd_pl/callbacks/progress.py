@@ -22,9 +22,6 @@ class StepProgress(ProgressBar):
     def disable(self) -> None:
         self._enabled = False
 
-    def enable(self) -> None:
-        self._enabled = True
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
         self._first_step = trainer.global_step
@@ -56,9 +53,6 @@ class StepProgress(ProgressBar):
         done = trainer.global_step - self._first_step
         left = (time.monotonic() - self._started) / max(done, 1) * (trainer.max_steps - trainer.global_step)
         print(f"step {trainer.global_step}/{trainer.max_steps}  {_report(trainer)}  {left:.0f} s left", flush=True)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._stop()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop()

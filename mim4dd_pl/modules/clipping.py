@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-def clip_norm(gradient: Tensor, max_norm: float) -> Tensor:
+def clip_norm(gradient: Tensor, max_norm: float | Tensor) -> Tensor:
     """``gradient``, shortened to length ``max_norm`` if it is longer; any shape."""
     shortened: Tensor = gradient * (max_norm / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)).clamp(max=1)
     return shortened
@@ -36,11 +36,6 @@ class FixedClip(Clip):
 
     def forward(self, gradient: Tensor) -> Tensor:
         return clip_norm(gradient, self.max_norm)
-
-
-def clip_of(setting: Clip | float | None) -> Clip | None:
-    """A number as the fixed clip that it stands for, anything else as it is."""
-    return FixedClip(setting) if isinstance(setting, int | float) else setting
 
 
 class MovingClip(Clip):
@@ -75,5 +70,4 @@ class MovingClip(Clip):
         longest = torch.where(self.average > 0, self.factor * self.average, length)
         kept = length.minimum(longest)
         self.average.copy_(torch.where(self.average > 0, self.decay * self.average + (1 - self.decay) * kept, kept))
-        shortened: Tensor = gradient * (kept / length.clamp(min=torch.finfo(length.dtype).tiny))
-        return shortened
+        return clip_norm(gradient, longest)

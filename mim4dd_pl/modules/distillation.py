@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mim4dd_pl.basics.errors import StoredFileError, UserError
+from mim4dd_pl.basics.errors import StoredFileError, UserError, check_positive
 from mim4dd_pl.basics.names import SKIPPED_STEPS
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.basics.shapes import ImageShape
@@ -18,8 +18,7 @@ from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.information.term import InformationTerm
-from mim4dd_pl.modules.buffers import SegmentBuffers
-from mim4dd_pl.modules.clipping import Clip, clip_of
+from mim4dd_pl.modules.clipping import Clip, FixedClip
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.experts import ExpertTrainer, open_store
 from mim4dd_pl.modules.gradients import Gradients, gathered, information_batch, log_values, segment_gradients
@@ -80,12 +79,18 @@ class DistillationModule(L.LightningModule):
         compile: Compile the steps of experts, students and inner loop: ``auto`` where a run is long enough to pay for
             it, ``true`` or ``false``.
         seed: Of the whole distillation.
+
+    Attributes:
+        segment_start: The trajectory buffers: expert parameters at epoch t of each segment of a step, shape (T, P).
+        segment_target: Expert parameters at epoch t + M, shape (T, P).
     """
 
     data: ImageDataModule
     store: TrajectoryStore
     real: ImageSet
     derivatives: Derivatives
+    segment_start: Tensor
+    segment_target: Tensor
 
     def __init__(
         self,
@@ -112,10 +117,12 @@ class DistillationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        check_positive(segments_per_step=segments_per_step)
         check_experts(objective, experts, init, soft_labels)
         lr_labels = 0.0 if soft_labels is None else soft_labels.lr
         self.outer = OuterOptimizers(optimizer, momentum, lr_images, lr_student_lr, lr_labels)
-        self.image_gradient_clip = clip_of(image_gradient_clip)
+        clip = image_gradient_clip
+        self.image_gradient_clip = FixedClip(clip) if isinstance(clip, int | float) else clip
         self.network = FlatNetwork(network, image_shape, num_classes)
         self.objective, self.experts, self.init, self.soft_labels = objective, experts, init, soft_labels
         self.synthetic = SyntheticImages(
@@ -135,8 +142,10 @@ class DistillationModule(L.LightningModule):
                 self.information = information(self.network.layer_shapes(), num_classes)
             check_information(self.information, objective, segments_per_step)
         self.segments: SegmentReader | None = None  # of hosts that read experts
-        self.segment_buffers = SegmentBuffers(segments_per_step, self.network.num_parameters)
-        keep_buffers_local(self, ["segment_buffers.start", "segment_buffers.target"])
+        for name in ("segment_start", "segment_target"):
+            room = torch.empty(segments_per_step, self.network.num_parameters)
+            self.register_buffer(name, room, persistent=False)
+        keep_buffers_local(self, ["segment_start", "segment_target"])
         self.segments_per_step, self._share = segments_per_step, range(segments_per_step)
         self.compiles: Compile = compile  # Module.compile is a method
         self.state = RunState()
@@ -225,7 +234,9 @@ class DistillationModule(L.LightningModule):
         return derivatives(self.network, self.state.compiled, work.batch_size, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.state.save(checkpoint)
+        state = self.state
+        checkpoint.update(compiled=state.compiled, skips={"in_row": state.in_row, "total": state.total})
+        checkpoint["weighted_term"] = True  # before this mark, heads and critic got an unweighted gradient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # "last" may have become another file before the last of several processes has looked for it.
@@ -234,7 +245,8 @@ class DistillationModule(L.LightningModule):
         literal = self.information is not None and self.information.balance == "literal"
         if literal and "weighted_term" not in checkpoint and self.trainer.state.fn == "fit":
             raise StoredFileError("This run was begun before a literal weight was part of the term's loss: start anew.")
-        self.state.load(checkpoint)
+        skips = checkpoint.get("skips", {})
+        self.state = RunState(checkpoint["compiled"], **skips, loaded_step=checkpoint["global_step"])
         keep_settings(checkpoint["optimizer_states"], self.configure_optimizers())
 
     @property
@@ -255,7 +267,7 @@ class DistillationModule(L.LightningModule):
         images, student_lr = mean.joined(factor)
         length = images.norm()
         if all_finite(mean.host_loss, length, student_lr, mean.host_labels, mean.information_parameters):
-            self.state.skips.in_row = 0
+            self.state.in_row = 0
             if self.image_gradient_clip is not None:
                 images = self.image_gradient_clip(images)
             set_gradients(self.synthetic, self.information, images, student_lr, mean)
@@ -265,10 +277,10 @@ class DistillationModule(L.LightningModule):
             self.whole = True
             self.log_dict(log_values(mean, self.synthetic, self.information, factor), batch_size=1)
         else:
-            self.state.skips.count(self.global_step, mean.host_loss, length, self.synthetic.student_lr.detach())
+            self.state.skip(self.global_step, mean.host_loss, length, self.synthetic.student_lr.detach())
             self.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient, and count the step
             step_all(self.optimizers())
-        self.log(SKIPPED_STEPS, float(self.state.skips.total), batch_size=1)
+        self.log(SKIPPED_STEPS, float(self.state.total), batch_size=1)
 
     def mean_gradients(self, step: int) -> Gradients:
         """Mean over the segments of a step."""
@@ -293,12 +305,15 @@ class DistillationModule(L.LightningModule):
     def _load_segments(self, step: int, indices: Sequence[int]) -> Segment | None:
         if self.segments is None:
             return None
-        return self.segment_buffers.load([self.segments.read(step, index) for index in indices])
+        for row, index in enumerate(indices):
+            segment = self.segments.read(step, index)
+            self.segment_start[row].copy_(segment.start)
+            self.segment_target[row].copy_(segment.target)
+        return Segment(self.segment_start[: len(indices)], self.segment_target[: len(indices)])
 
     # --- evaluation
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
         """Nothing: the Evaluation callback trains students and shows them the batches."""
 
-    def test_step(self, batch: object, batch_idx: int) -> None:
-        """Nothing: the Evaluation callback trains students and shows them the batches."""
+    test_step = validation_step

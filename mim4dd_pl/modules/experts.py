@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def open_store(experts: Experts, network: FlatNetwork, data: ImageDataModule) ->
     return TrajectoryStore(Path(experts.root), experts.spec(network, data.data_set, data.train.fingerprint()))
 
 
+@dataclass
 class ExpertTrainer:
     """Trains the experts that a store lacks, as many at once as the device takes, and keeps each when it is finished.
 
@@ -51,18 +53,17 @@ class ExpertTrainer:
         compile: Whether to compile their steps.
     """
 
-    def __init__(
-        self,
-        experts: Experts,
-        store: TrajectoryStore,
-        network: FlatNetwork,
-        data: ImageDataModule,
-        trainer: L.Trainer,
-        compile: Compile,
-    ) -> None:
-        self.experts, self.store, self.network, self.data, self.trainer = experts, store, network, data, trainer
-        self.compiles = compile
-        self.device = trainer.strategy.root_device
+    experts: Experts
+    store: TrajectoryStore
+    network: FlatNetwork
+    data: ImageDataModule
+    trainer: L.Trainer
+    compile: Compile
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.trainer.strategy.root_device
+        return device
 
     @cached_property
     def images(self) -> ImageSet:
@@ -70,7 +71,7 @@ class ExpertTrainer:
 
     @cached_property
     def derivatives(self) -> Derivatives:
-        return self.experts.derivatives(self.network, self.images, self.compiles, self.device)
+        return self.experts.derivatives(self.network, self.images, self.compile, self.device)
 
     def missing(self) -> list[int]:
         """Experts that are still to be trained, as process 0 sees it; all must ask.
@@ -86,9 +87,8 @@ class ExpertTrainer:
         numbers = self.missing()[: at_once(self.device) * self.trainer.world_size]
         if not numbers:
             return []
-        share = own_share(self.trainer, len(numbers))
         outcome = torch.zeros(len(numbers))
-        if share:
+        if share := own_share(self.trainer, len(numbers)):
             outcome[list(share)] = self._train([numbers[place] for place in share])
         outcome = added_up(self.trainer, outcome)
         if diverged := [expert for expert, accuracy in zip(numbers, outcome, strict=True) if accuracy.isnan()]:
@@ -96,19 +96,16 @@ class ExpertTrainer:
         self._await(numbers)
         accuracies: list[float] = outcome.tolist()
         for expert, accuracy in zip(numbers, accuracies, strict=True):
-            _log.info(
-                "expert %d of %d: validation accuracy %.1f %%", expert + 1, self.experts.num_experts, 100 * accuracy
-            )
+            count = self.experts.num_experts
+            _log.info("expert %d of %d: validation accuracy %.1f %%", expert + 1, count, 100 * accuracy)
         return accuracies
 
     def _train(self, numbers: Sequence[int]) -> Tensor:
         """Train these and keep them; their accuracies, NaN for one that diverged."""
         trajectories = self.experts.train(numbers, self.derivatives, self.images, self.device)
-        network, size = self.network, self.experts.training.batch_size
-        trained = list(trajectories[:, -1].to(self.device))
-        classifiers = Classifiers(
-            network, trained, [calibrated(network, theta, self.images, size) for theta in trained]
-        )
+        trained, size = list(trajectories[:, -1].to(self.device)), self.experts.training.batch_size
+        statistics = [calibrated(self.network, theta, self.images, size) for theta in trained]
+        classifiers = Classifiers(self.network, trained, statistics)
         for batch in self.data.validation.to(self.device).batches(self.data.evaluation_batch_size):
             classifiers.update(batch)
         finite = torch.stack([trajectory.isfinite().all() for trajectory in trajectories])

@@ -58,14 +58,9 @@ def segment_gradients(
     information: InformationTerm | None,
     real: Sequence[Batch],
 ) -> Gradients:
-    """Differentiate both terms; soft labels learn from the host alone, as the term contrasts classes.
+    """Differentiate both terms for the segments of ``match``; ``real`` holds a batch for the term in each of them.
 
-    Args:
-        match: The host's answer for some segments.
-        synthetic: Images and student learning rate to learn.
-        network: Architecture of student and expert.
-        information: The information term, if any.
-        real: Real images for it, one batch for each segment.
+    Soft labels learn from the host alone, as the term contrasts classes.
     """
     loss = match.loss.sum()
     keep = information is not None and information.through_student
@@ -95,12 +90,8 @@ def information_gradients(
     experts = [None] * len(real) if match.expert is None else match.expert
     for student, expert, batch in zip(match.student, experts, real, strict=True):
         sees_synthetic, sees_real = information.features_of(student, expert)
-        term: Information = information(
-            network.layers(sees_synthetic, images),
-            network.layers(sees_real, batch.images),
-            synthetic.labels,
-            batch.labels,
-        )
+        features = network.layers(sees_synthetic, images), network.layers(sees_real, batch.images)
+        term: Information = information(*features, synthetic.labels, batch.labels)
         terms.append(term)
     loss = torch.stack([term.loss for term in terms]).sum()
     bounds = torch.stack([term.bounds for term in terms]).sum(0)

@@ -45,11 +45,8 @@ class OuterOptimizers:
         """One optimiser with a group for each of its learning rates, as Lightning counts every step of each towards
         ``max_steps``; one more if the term learns.
         """
-        rates = [
-            (synthetic.images, self.lr_images),
-            (synthetic.student_lr, self.lr_student_lr),
-            (synthetic.label_logits, self.lr_labels),
-        ]
+        parameters = (synthetic.images, synthetic.student_lr, synthetic.label_logits)
+        rates = zip(parameters, (self.lr_images, self.lr_student_lr, self.lr_labels), strict=True)
         groups = [{"params": [parameter], "lr": lr} for parameter, lr in rates if parameter is not None]
         outer = torch.optim.SGD(groups, momentum=self.momentum) if self.kind == "sgd" else torch.optim.Adam(groups)
         if information is None or not learned(information):
@@ -60,15 +57,7 @@ class OuterOptimizers:
 def set_gradients(
     synthetic: SyntheticImages, information: InformationTerm | None, images: Tensor, student_lr: Tensor, mean: Gradients
 ) -> None:
-    """Hand the gradients of an outer step to the parameters.
-
-    Args:
-        synthetic: Gets those of images, student learning rate and soft labels.
-        information: Gets those of heads and critic.
-        images: Of the images, both terms joined.
-        student_lr: Likewise of the student learning rate.
-        mean: Those of which nothing has to be joined.
-    """
+    """Hand the gradients of a step to the parameters; ``images`` and ``student_lr`` are those of both terms joined."""
     synthetic.images.grad, synthetic.student_lr.grad = images, student_lr
     if synthetic.label_logits is not None:
         synthetic.label_logits.grad = mean.host_labels

@@ -1,8 +1,7 @@
 """What a run knows beside its tensors."""
 
 import logging
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,19 +14,23 @@ MOST_IN_A_ROW = 10
 
 
 @dataclass
-class Skips:
-    """Counts the steps that are skipped.
+class RunState:
+    """What a checkpoint holds beside tensors, so that a resumed run computes as the first one did.
 
     Attributes:
-        in_row: How many since the last one that was made.
-        total: How many so far.
+        compiled: Whether the inner loop is compiled; None until this is decided.
+        in_row: Steps that were skipped since the last one that was made.
+        total: Steps that were skipped so far.
+        loaded_step: Outer steps of the checkpoint that was loaded; None in a fresh run.
     """
 
+    compiled: bool | None = None
     in_row: int = 0
     total: int = 0
+    loaded_step: int | None = None
 
-    def count(self, step: int, loss: Tensor, length: Tensor, student_lr: Tensor) -> None:
-        """One more, with its loss, length of the pixel gradient and student lr; warns of the first of a row.
+    def skip(self, step: int, loss: Tensor, length: Tensor, student_lr: Tensor) -> None:
+        """Count a step, with its loss, length of the pixel gradient and student lr; warns of the first of a row.
 
         Raises:
             DivergenceError: At the last of ``MOST_IN_A_ROW``.
@@ -41,30 +44,3 @@ class Skips:
             )
         if self.in_row == 1:
             _log.warning("Step %d is skipped, as its loss or gradient is not finite.", step)
-
-
-@dataclass
-class RunState:
-    """What a checkpoint holds beside tensors, so that a resumed run computes as the first one did.
-
-    Attributes:
-        compiled: Whether the inner loop is compiled; None until this is decided.
-        skips: The steps that were skipped.
-        loaded_step: Outer steps of the checkpoint that was loaded; None in a fresh run.
-    """
-
-    compiled: bool | None = None
-    skips: Skips = field(default_factory=Skips)
-    loaded_step: int | None = None
-
-    def save(self, checkpoint: dict[str, Any]) -> None:
-        """Add it to a checkpoint, which holds the number of its step already."""
-        checkpoint["compiled"] = self.compiled
-        checkpoint["skips"] = dict(vars(self.skips))
-        checkpoint["weighted_term"] = True  # before this mark, heads and critic got an unweighted gradient
-
-    def load(self, checkpoint: dict[str, Any]) -> None:
-        """Take it from a checkpoint."""
-        self.compiled = checkpoint["compiled"]
-        self.skips = Skips(**checkpoint.get("skips", {}))
-        self.loaded_step = checkpoint["global_step"]

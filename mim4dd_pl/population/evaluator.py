@@ -5,6 +5,7 @@ A row of a table is made in two steps: :meth:`Evaluator.train` trains K students
 by their sets and not by the luck of the draw.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -17,9 +18,9 @@ from mim4dd_pl.data.sets import Batch, Indexable
 from mim4dd_pl.engine.compiled import Compile, derivatives, worth_compiling
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
-from mim4dd_pl.population.scores import Score, accuracies
-from mim4dd_pl.population.students import Classifiers, train_students
-from mim4dd_pl.population.training import Training
+from mim4dd_pl.population.scores import Score
+from mim4dd_pl.population.students import Classifiers, calibrated
+from mim4dd_pl.population.training import Training, at_once, train
 from mim4dd_pl.stored.distilled import Distilled
 
 LearningRates = list[float] | Literal["learned"] | None
@@ -59,11 +60,6 @@ class Students(NamedTuple):
     lr: float
 
 
-def _own(values: Tensor) -> Tensor:
-    """The sum over one process."""
-    return values
-
-
 @dataclass
 class Evaluator:
     """Trains students on given sets and scores them; compiles once for all sets of one size.
@@ -78,7 +74,7 @@ class Evaluator:
         compile: Compile their steps: ``auto`` where it pays.
         times: How often students are trained by ``protocol`` on sets of one size, which decides whether it pays.
         share: Those below a number of students that this process trains; all of them by default.
-        added_up: The sum of a tensor over all processes.
+        added_up: The sum of a tensor over all processes; by default over this one.
         compiled: What was decided about compiling: with the decisions of a checkpoint, a run computes as it did before.
     """
 
@@ -91,13 +87,13 @@ class Evaluator:
     compile: Compile = False
     times: int = 1
     share: Callable[[int], range] = range
-    added_up: Callable[[Tensor], Tensor] = _own
+    added_up: Callable[[Tensor], Tensor] = torch.clone
     compiled: dict[str, bool] = field(default_factory=dict)
     _derivatives: dict[str, Derivatives] = field(default_factory=dict)
 
     def alone(self) -> "Evaluator":
         """The same in one process, whatever the others do."""
-        return replace(self, share=range, added_up=_own)
+        return replace(self, share=range, added_up=torch.clone)
 
     def derivatives(
         self, num_images: int, training: Training | None = None, network: FlatNetwork | None = None
@@ -131,32 +127,46 @@ class Evaluator:
         """
         engine = self.derivatives(len(sets[0]), training, network)
         lrs = self.protocol.candidates(learned_lr) if training is None else [training.lr]
-        training, share = training or self.protocol.training, self.share(len(sets))
-
-        def trained(lr: float) -> Students:
-            recipe = replace(training, lr=lr)
-            return Students(train_students(engine, sets, recipe, self.stream, self.device, share), len(sets[0]), lr)
-
-        if len(lrs) == 1:
-            return trained(lrs[0])
-        best = max(map(trained, lrs), key=self.validation_accuracy)
+        recipes = [replace(training or self.protocol.training, lr=lr) for lr in lrs]
+        rows = (Students(self._train(engine, sets, recipe), len(sets[0]), recipe.lr) for recipe in recipes)
+        if len(recipes) == 1:
+            return next(rows)
+        best = max(rows, key=lambda students: self.validate(f"lr {students.lr}", students).mean)
         best.classifiers.reset()
         return best
+
+    def _train(self, engine: Derivatives, sets: Sequence[Indexable], training: Training) -> Classifiers:
+        """This process's share of the students; number i starts the same whatever its set."""
+        network, share, together = engine.network, self.share(len(sets)), at_once(self.device)
+        parameters: list[Tensor] = []
+        # Lightning validates without gradients, and may do so in inference mode.
+        with torch.inference_mode(False):
+            for start in range(0, len(share), together):
+                numbers = share[start : start + together]
+                streams = [self.stream.at("student", number) for number in numbers]
+                fresh = torch.stack([network.initial(stream.at("initial")) for stream in streams]).to(self.device)
+                chosen = [sets[number] for number in numbers]
+                (trained,) = deque(train(engine, fresh, chosen, training, streams), maxlen=1)
+                parameters.extend(trained)
+        own = zip(parameters, [sets[number] for number in share], strict=True)
+        statistics = [calibrated(network, theta, images, training.batch_size) for theta, images in own]
+        return Classifiers(network, parameters, statistics, share, len(sets))
 
     def train_on(self, distilled: Distilled, network: FlatNetwork | None = None) -> Students:
         """All students on a distilled set."""
         sets = [distilled.training_set(self.device)] * self.protocol.num_students
         return self.train(sets, network=network, learned_lr=float(distilled.student_lr))
 
-    def validation_accuracy(self, students: Students) -> float:
-        """Mean accuracy on the validation images of students that have not seen any image yet, in [0, 1]."""
-        for batch in self.validation_images():
-            students.classifiers.update(batch)
-        return float(accuracies(self.added_up(students.classifiers.confusion())).mean())
+    def validate(self, trained_on: str, students: Students) -> Score:
+        """Show the validation images to students that have not seen any image yet; ``trained_on`` names the row."""
+        return self._shown(self.validation_images, trained_on, students)
 
     def test(self, trained_on: str, students: Students) -> Score:
-        """Show the test images to students that have not seen any image yet; ``trained_on`` names the row."""
-        for batch in self.test_images():
+        """The same with the test images."""
+        return self._shown(self.test_images, trained_on, students)
+
+    def _shown(self, images: Batches, trained_on: str, students: Students) -> Score:
+        for batch in images():
             students.classifiers.update(batch)
         return self.score(trained_on, students)
 

@@ -69,22 +69,18 @@ class Score:
         }
 
 
-def hard_label_recovery(whole: float, distilled: float) -> float:
-    """HLR = Acc(whole set) - Acc(distilled), both with hard labels: what distillation lost; lower is better."""
-    return whole - distilled
-
-
-def improvement_over_random(distilled: float, random: float) -> float:
-    """IOR = Acc(distilled) - Acc(random real images), as many of them, trained the same way; higher is better."""
-    return distilled - random
-
-
 def label_robust_score(hlr: float, ior: float, weight: float = 0.5) -> float:
-    r"""LRS: both in one number in [0, 1], higher is better.
+    r"""LRS: HLR and IOR in one number in [0, 1], higher is better.
 
     .. math:: \frac{e^{a} - e^{-1}}{e - e^{-1}},\qquad a = w\,\mathrm{IOR} - (1 - w)\,\mathrm{HLR}
 
     One where HLR is -1 and IOR 1, zero the other way round.
+
+    Args:
+        hlr: Hard label recovery, accuracy on the whole set minus that on the distilled one, both with hard labels:
+            what distillation lost.
+        ior: Improvement over random, accuracy on the distilled set minus that on as many random real images.
+        weight: w, in [0, 1].
     """
     a = weight * ior - (1 - weight) * hlr
     return (math.exp(a) - math.exp(-1)) / (math.e - math.exp(-1))

@@ -1,6 +1,5 @@
-"""What a training set is worth: the accuracy of fresh networks trained on it, on images they have not seen."""
+"""Trained networks, and how they classify images that they have not seen."""
 
-from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -8,11 +7,9 @@ from torch import Tensor
 
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import Batch, Indexable
-from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.networks.batchnorm import Statistics
 from mim4dd_pl.population.scores import accuracies
-from mim4dd_pl.population.training import Training, at_once, train
 
 
 class Classifiers:
@@ -81,38 +78,3 @@ def calibrated(network: FlatNetwork, theta: Tensor, images: Indexable, batch_siz
     order = torch.randperm(len(images), generator=Stream(0).at("calibration").generator()).to(theta.device)
     whole = order[: max(len(order) // batch_size, 1) * batch_size].split(batch_size)
     return network.calibrate(theta, (images.batch(chosen).images for chosen in whole[:8]))
-
-
-def train_students(
-    derivatives: Derivatives,
-    sets: Sequence[Indexable],
-    training: Training,
-    stream: Stream,
-    device: torch.device,
-    share: range | None = None,
-) -> Classifiers:
-    """Fresh networks, one trained on each of ``sets``.
-
-    Args:
-        derivatives: Of their loss.
-        sets: What each student is trained on, equally long, on ``device``; the same set n times for n students of one.
-        training: How each is trained.
-        stream: Decides initialisations, order and augmentation: student number i starts the same whatever its set.
-        device: Where they are trained.
-        share: Numbers of those that are trained here; all by default.
-    """
-    share = range(len(sets)) if share is None else share
-    parameters: list[Tensor] = []
-    # Lightning validates without gradients, and may do so in inference mode.
-    with torch.inference_mode(False):
-        for start in range(0, len(share), at_once(device)):
-            numbers = share[start : start + at_once(device)]
-            students = [stream.at("student", number) for number in numbers]
-            fresh = torch.stack([derivatives.network.initial(student.at("initial")) for student in students])
-            chosen = [sets[number] for number in numbers]
-            (trained,) = deque(train(derivatives, fresh.to(device), chosen, training, students), maxlen=1)
-            parameters.extend(trained)
-    network, size = derivatives.network, training.batch_size
-    own = [sets[number] for number in share]
-    statistics = [calibrated(network, theta, each, size) for theta, each in zip(parameters, own, strict=True)]
-    return Classifiers(network, parameters, statistics, share, len(sets))

@@ -51,7 +51,6 @@ class Training:
                 f"momentum must lie in [0, 1) and weight_decay be at least 0, got {self.momentum} "
                 f"and {self.weight_decay}."
             )
-
         if not 0 <= self.sharpness_radius < float("inf"):
             raise ValueError(f"sharpness_radius must be at least 0 and finite, got {self.sharpness_radius}.")
 
@@ -81,10 +80,6 @@ class Training:
         passes = 2 if self.sharpness_radius else 1
         return Work(min(self.batch_size, num_images), gradients=passes * networks * self.steps(num_images))
 
-    def lr_at(self, epoch: int) -> float:
-        """Learning rate of ``epoch``, counted from 0."""
-        return self.lr * (0.1 if self.decay_at_half and epoch >= self.epochs // 2 else 1.0)
-
 
 def at_once(device: torch.device) -> int:
     """How many networks to train at once: one fills a CPU (five at once run at half its speed), not a GPU."""
@@ -112,7 +107,7 @@ def train(
     """
     velocity = torch.zeros_like(theta)
     for epoch in range(training.epochs):
-        lr = training.lr_at(epoch)
+        lr = training.lr * (0.1 if training.decay_at_half and epoch >= training.epochs // 2 else 1.0)
         orders = [
             torch.randperm(len(images), generator=stream.at("order", epoch).generator())
             .to(theta.device)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_the_learning_rate_with_the_best_validation_accuracy_is_taken(
     """Whatever the test images say: the search is told that 0.003 does best, then that 0.03 does."""
     for better in (0.003, 0.03):
         said = cycle([0.9, 0.1] if better == 0.003 else [0.1, 0.9])
-        monkeypatch.setattr(Evaluator, "validation_accuracy", lambda *_, said=said: next(said))
+        monkeypatch.setattr(Evaluator, "validate", lambda *_, said=said: SimpleNamespace(mean=next(said)))
         arguments = [*recipe, callbacks("[0.003, 0.03]"), f"--distilled={run}/distilled/last", f"--results={tmp_path}"]
         assert main(["test", *arguments]) == 0
         rows = json.loads((tmp_path / "results.json").read_text())["test"]

@@ -20,6 +20,7 @@ from mim4dd_pl.networks.convnet import ConvNet
 from mim4dd_pl.objectives.trajectory_matching import TrajectoryMatching
 from mim4dd_pl.population.evaluator import Evaluator, Students
 from mim4dd_pl.population.experts import Experts
+from mim4dd_pl.population.scores import Score
 from mim4dd_pl.population.training import Training
 
 
@@ -121,18 +122,20 @@ def test_the_baseline_is_trained_once_and_sees_validation_images_only(
     fit: Fit, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    real = Evaluator.validation_accuracy
+    real = Evaluator.validate
 
-    def spy(evaluator: Evaluator, students: Students) -> float:
-        accuracy = real(evaluator, students)
-        seen.append(int(students.classifiers.confusion()[0].sum()))
-        return accuracy
+    def spy(evaluator: Evaluator, trained_on: str, students: Students) -> Score:
+        score = real(evaluator, trained_on, students)
+        seen.append(int(score.confusion[0].sum()))
+        return score
 
-    monkeypatch.setattr(Evaluator, "validation_accuracy", spy)
+    monkeypatch.setattr(Evaluator, "validate", spy)
     diagnostics = Diagnostics()
     fit(evaluation, diagnostics)
     assert seen == [len(fit.data.validation)]
-    assert 0 < diagnostics.state_dict()["random_real"] < 1
+    kept = diagnostics.state_dict()["random_real"]
+    assert 0 < kept["validation/accuracy_random_real"] < 1
+    assert 0 <= kept["validation/accuracy_std_random_real"] < 1
 
 
 def test_a_fit_without_validation_on_held_out_images_has_no_baseline(
@@ -141,11 +144,11 @@ def test_a_fit_without_validation_on_held_out_images_has_no_baseline(
     for callbacks in ([evaluation, Diagnostics(baseline=False)], [Diagnostics()]):
         fit(*callbacks, steps=4)
         assert isinstance(callbacks[-1], Diagnostics)
-        assert callbacks[-1].state_dict()["random_real"] is None
+        assert callbacks[-1].state_dict()["random_real"] == {}
     monkeypatch.setattr(fit.data, "validate_on", "test")
     diagnostics = Diagnostics()
     fit(evaluation, diagnostics, steps=4)
-    assert diagnostics.state_dict()["random_real"] is None
+    assert diagnostics.state_dict()["random_real"] == {}
 
 
 def test_readings_are_at_least_a_step_apart() -> None:

@@ -4,30 +4,20 @@ import inspect
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mim4dd_pl.basics.randomness import Stream
-from mim4dd_pl.diagnostics.base import Symptom, Values, window_length
-from mim4dd_pl.diagnostics.critic import DeadCritic, DrownedHost, SaturatedCritic, UnheardTerm
-from mim4dd_pl.diagnostics.images import ClassesMeet, ClassOverlap, WithinClassCollapse, image_distances
-from mim4dd_pl.diagnostics.progress import (
-    BelowRandom,
-    Explosion,
-    Oscillation,
-    StudentLrAtFloor,
-    StudentLrDrift,
-    loss_course,
-)
-from mim4dd_pl.diagnostics.symptoms import SYMPTOMS
+from mim4dd_pl.diagnostics.readings import Values, image_distances, loss_course, window_length
+from mim4dd_pl.diagnostics.symptoms import SYMPTOMS, Symptom
 from mim4dd_pl.information.term import InformationTerm
 from mim4dd_pl.modules.distillation import DistillationModule
 from tests.conftest import randn
 
 CEILING = math.log(10)
+BY_NAME = {symptom.name: symptom for symptom in SYMPTOMS}
 
 
 def first_fired(symptom: Symptom, readings: Sequence[Values], window: int = 5) -> int | None:
@@ -39,7 +29,7 @@ def first_fired(symptom: Symptom, readings: Sequence[Values], window: int = 5) -
         value = symptom.measured(reading, start)
         if value is not None:
             course.append(value)
-            if symptom.fires(course, window):
+            if symptom.fires(course, window, reading):
                 return number
     return None
 
@@ -80,8 +70,11 @@ def alphas(values: Sequence[float]) -> list[Values]:
     return of("train/student_lr", values, student_lr__floor=0.01)
 
 
-def accuracies(values: Sequence[float]) -> list[Values]:
-    return of("validation/accuracy", values, validation__accuracy_random_real=0.7)
+def accuracies(values: Sequence[float], std: float = 0.0, random_std: float = 0.0, students: int = 4) -> list[Values]:
+    """Readings of the learned images beside random ones with an accuracy of 0.7."""
+    random = {"validation/accuracy_random_real": 0.7, "validation/accuracy_std_random_real": random_std}
+    noise = {"validation/accuracy_std": std, "validation/students": students}
+    return [{"validation/accuracy": value, **random, **noise} for value in values]
 
 
 def noisy(level: float, spread: float, count: int = 100) -> list[float]:
@@ -96,68 +89,65 @@ def near_pairs(spread: float, classes: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(rows), torch.arange(classes).repeat_interleave(2)
 
 
-SHOWN: list[tuple[Symptom, list[Values], int]] = [
-    (WithinClassCollapse(), of("images/within", [4.0, 3.0, 1.9]), 2),
-    (ClassOverlap(), [{"images/within": 4.0, "images/between": value} for value in (4.4, 4.0, 3.5)], 2),
-    (ClassesMeet(), of("images/nearest", [4.0, 2.0, 0.9]), 2),
-    (DeadCritic(), bounds([0.0] * 9, [-0.2] * 9), 4),
-    (DeadCritic(), bounds([0.9] * 3 + [0.005] * 6), 7),
-    (SaturatedCritic(), bounds([0.99] * 9, [1.01] * 9), 4),
-    (DrownedHost(), gradients([30.0] * 9), 4),
-    (UnheardTerm(), gradients([0.01] * 9), 4),
-    (Oscillation(), losses([0.3, 0.9] * 30), 4),
-    (Oscillation(), losses(noisy(0.3, 2.0)), 4),
-    (Explosion(), losses([0.3] * 40 + [2.0] * 10), 4),
-    (StudentLrAtFloor(), alphas([0.1, 0.05, 0.01]), 2),
-    (StudentLrDrift(), alphas([0.1, 0.5, 1.0]), 2),
-    (StudentLrDrift(), alphas([0.2, 0.1, 0.02]), 2),
-    (BelowRandom(), accuracies([0.8, 0.6, 0.65]), 2),
+SHOWN: list[tuple[str, list[Values], int]] = [
+    ("within_class_collapse", of("images/within", [4.0, 3.0, 1.9]), 2),
+    ("class_overlap", [{"images/within": 4.0, "images/between": value} for value in (4.4, 4.0, 3.5)], 2),
+    ("classes_meet", of("images/nearest", [4.0, 2.0, 0.9]), 2),
+    ("dead_critic", bounds([0.0] * 9, [-0.2] * 9), 4),
+    ("dead_critic", bounds([0.9] * 3 + [0.005] * 6), 7),
+    ("saturated_critic", bounds([0.99] * 9, [1.01] * 9), 4),
+    ("drowned_host", gradients([30.0] * 9), 4),
+    ("unheard_term", gradients([0.01] * 9), 4),
+    ("oscillation", losses([0.3, 0.9] * 30), 4),
+    ("oscillation", losses(noisy(0.3, 2.0)), 4),
+    ("explosion", losses([0.3] * 40 + [2.0] * 10), 4),
+    ("student_lr_at_floor", alphas([0.1, 0.05, 0.01]), 2),
+    ("student_lr_drift", alphas([0.1, 0.5, 1.0]), 2),
+    ("student_lr_drift", alphas([0.2, 0.1, 0.02]), 2),
+    ("below_random", accuracies([0.8, 0.6, 0.65]), 2),
+    ("below_random", accuracies([0.8, 0.6, 0.64], std=0.04, random_std=0.03), 2),  # the margin is 0.05
 ]
 
-HEALTHY: list[tuple[Symptom, list[Values]]] = [
-    (WithinClassCollapse(), of("images/within", [4.0, 3.0, 5.0, 9.0])),
-    (ClassOverlap(), [{"images/within": value, "images/between": value} for value in (4.0, 2.0, 9.0)]),
-    (ClassesMeet(), of("images/nearest", [4.0, 2.0, 9.0])),
-    (DeadCritic(), bounds([0.0] * 3 + [0.3] * 6, [0.0] * 9)),
-    (DeadCritic(), [{"train/bound_nats_ceiling": 0.0, "train/bound_nats_layer1": 0.0}] * 9),
-    (SaturatedCritic(), bounds([0.99] * 9, [0.9] * 9)),
-    (SaturatedCritic(), bounds([0.99, 0.99, 0.99, 0.99, 0.9] * 3)),
-    (DrownedHost(), gradients([0.3] * 4 + [90.0] + [0.3] * 4)),
-    (DrownedHost(), gradients([0.0] * 9)),
-    (UnheardTerm(), gradients([0.3] * 9)),
-    (UnheardTerm(), [{"train/image_gradient_host": 0.1, "train/matching_loss": 0.3}] * 9),
-    (Oscillation(), losses(noisy(0.3, 0.25))),
-    (Oscillation(), losses([0.9 * 0.8**step for step in range(100)])),
-    (Oscillation(), losses([0.0] * 100)),
-    (Explosion(), losses(noisy(0.3, 0.5))),
-    (Explosion(), losses([0.3] * 40 + [9.0] * 3 + [0.3] * 40)),
-    (StudentLrAtFloor(), alphas([0.01] * 9)),
-    (StudentLrAtFloor(), alphas([0.1, 0.02, 0.05])),
-    (StudentLrDrift(), alphas([0.1, 0.3, 0.9, 0.05])),
-    (BelowRandom(), accuracies([0.6, 0.8, 0.6, 0.9])),
-    (BelowRandom(), of("validation/accuracy", [0.1, 0.1])),
+HEALTHY: list[tuple[str, list[Values]]] = [
+    ("within_class_collapse", of("images/within", [4.0, 3.0, 5.0, 9.0])),
+    ("class_overlap", [{"images/within": value, "images/between": value} for value in (4.0, 2.0, 9.0)]),
+    ("classes_meet", of("images/nearest", [4.0, 2.0, 9.0])),
+    ("dead_critic", bounds([0.0] * 3 + [0.3] * 6, [0.0] * 9)),
+    ("dead_critic", [{"train/bound_nats_ceiling": 0.0, "train/bound_nats_layer1": 0.0}] * 9),
+    ("saturated_critic", bounds([0.99] * 9, [0.9] * 9)),
+    ("saturated_critic", bounds([0.99, 0.99, 0.99, 0.99, 0.9] * 3)),
+    ("drowned_host", gradients([0.3] * 4 + [90.0] + [0.3] * 4)),
+    ("drowned_host", gradients([0.0] * 9)),
+    ("unheard_term", gradients([0.3] * 9)),
+    ("unheard_term", [{"train/image_gradient_host": 0.1, "train/matching_loss": 0.3}] * 9),
+    ("oscillation", losses(noisy(0.3, 0.25))),
+    ("oscillation", losses([0.9 * 0.8**step for step in range(100)])),
+    ("oscillation", losses([0.0] * 100)),
+    ("explosion", losses(noisy(0.3, 0.5))),
+    ("explosion", losses([0.3] * 40 + [9.0] * 3 + [0.3] * 40)),
+    ("student_lr_at_floor", alphas([0.01] * 9)),
+    ("student_lr_at_floor", alphas([0.1, 0.02, 0.05])),
+    ("student_lr_drift", alphas([0.1, 0.3, 0.9, 0.05])),
+    ("below_random", accuracies([0.6, 0.8, 0.6, 0.9])),
+    ("below_random", accuracies([0.66, 0.66, 0.66], std=0.04, random_std=0.03)),
+    ("below_random", accuracies([0.6991] * 9, std=0.0013, random_std=0.003, students=5)),  # chance, as seen in a run
+    ("below_random", of("validation/accuracy", [0.1, 0.1])),
 ]
 
 
-@pytest.mark.parametrize(("symptom", "readings", "when"), SHOWN)
-def test_a_symptom_fires_as_soon_as_it_shows(symptom: Symptom, readings: list[Values], when: int) -> None:
-    assert first_fired(symptom, readings) == when
+@pytest.mark.parametrize(("name", "readings", "when"), SHOWN)
+def test_a_symptom_fires_as_soon_as_it_shows(name: str, readings: list[Values], when: int) -> None:
+    assert first_fired(BY_NAME[name], readings) == when
 
 
-@pytest.mark.parametrize(("symptom", "readings"), HEALTHY)
-def test_a_symptom_is_silent_on_a_healthy_course(symptom: Symptom, readings: list[Values]) -> None:
-    assert first_fired(symptom, readings) is None
+@pytest.mark.parametrize(("name", "readings"), HEALTHY)
+def test_a_symptom_is_silent_on_a_healthy_course(name: str, readings: list[Values]) -> None:
+    assert first_fired(BY_NAME[name], readings) is None
 
 
-def below(kind: type[Any]) -> set[type[Any]]:
-    return {each for child in kind.__subclasses__() for each in (child, *below(child))}
-
-
-def test_every_symptom_is_followed_under_a_name_of_its_own_and_is_provoked_and_silenced_here() -> None:
-    known = {kind for kind in below(Symptom) if kind.__module__.startswith("mim4dd_pl.")}
-    assert {type(symptom) for symptom in SYMPTOMS} == known
-    assert len({symptom.name for symptom in SYMPTOMS}) == len(SYMPTOMS)
-    assert {type(case[0]) for case in SHOWN} == {type(case[0]) for case in HEALTHY} == known
+def test_every_symptom_has_a_name_of_its_own_and_is_provoked_and_silenced_here() -> None:
+    assert len(BY_NAME) == len(SYMPTOMS)
+    assert {name for name, *_ in SHOWN} == {name for name, *_ in HEALTHY} == set(BY_NAME)
 
 
 @pytest.mark.parametrize("symptom", SYMPTOMS, ids=lambda symptom: symptom.name)
@@ -170,6 +160,18 @@ def test_a_sentence_is_one_line_with_the_number_and_a_setting_to_turn(symptom: S
     assert set(re.findall(r"model\.(\w+)", message)) <= set(inspect.signature(DistillationModule).parameters)
     keys = set(re.findall(r"model\.information\.init_args\.(\w+)", message))
     assert keys <= set(inspect.signature(InformationTerm).parameters)
+
+
+@pytest.mark.parametrize("students", [2, 5, 20])
+def test_students_fall_behind_by_more_than_two_standard_errors_of_the_difference(students: int) -> None:
+    margin = 2 * math.sqrt((0.013**2 + 0.003**2) / students)
+    for behind, when in ((1.01 * margin, 1), (0.99 * margin, None)):
+        readings = accuracies([0.7 - behind] * 2, std=0.013, random_std=0.003, students=students)
+        assert first_fired(BY_NAME["below_random"], readings) == when
+
+
+def test_a_difference_of_accuracies_is_told_in_percentage_points() -> None:
+    assert " -3.2 percentage points on the validation images" in BY_NAME["below_random"].message(-0.0321)
 
 
 def test_distances_equal_those_of_all_pairs() -> None:

@@ -156,7 +156,7 @@ def test_trajectory_buffers_hold_the_segment_and_stay_out_of_checkpoints(
 ) -> None:
     module = initial(data, experts)
     segments = [module.store.segment(expert, epoch, 1) for expert in range(2) for epoch in range(2)]
-    assert any(torch.equal(module.segment_buffers.start[0], segment.start) for segment in segments)
+    assert any(torch.equal(module.segment_start[0], segment.start) for segment in segments)
     assert set(module.state_dict()) == {"synthetic.images", "synthetic.student_lr", "synthetic.labels"}
 
 
@@ -207,8 +207,8 @@ def test_segments_start_at_every_allowed_epoch_of_every_expert(data: ImageDataMo
         for expert in range(2):
             for epoch in range(2):
                 segment = module.store.segment(expert, epoch, 1)
-                if torch.equal(module.segment_buffers.start[0], segment.start):
-                    assert torch.equal(module.segment_buffers.target[0], segment.target)
+                if torch.equal(module.segment_start[0], segment.start):
+                    assert torch.equal(module.segment_target[0], segment.target)
                     seen.add((expert, epoch))
     assert len(seen) == 4
 

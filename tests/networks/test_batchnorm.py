@@ -18,7 +18,8 @@ from mim4dd_pl.engine.optimizers import SGD, Adam, InnerOptimizer, Momentum
 from mim4dd_pl.engine.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
 from mim4dd_pl.networks.batchnorm import BatchNorm
 from mim4dd_pl.networks.convnet import ConvNet
-from mim4dd_pl.population.students import Classifiers, calibrated, train_students
+from mim4dd_pl.population.evaluator import Evaluator, Protocol
+from mim4dd_pl.population.students import Classifiers, calibrated
 from mim4dd_pl.population.training import Training, train
 from tests.conftest import randn, to_module
 from tests.networks.test_networks import arguments, assert_close, autograds
@@ -149,7 +150,8 @@ def test_students_are_calibrated_on_their_own_training_set(
 ) -> None:
     own = InMemory(images.images.float(), images.labels)
     other = InMemory(5 * own.images - 3, own.labels)
-    students = train_students(Derivatives(normed), [own, other], Training(2, 4, 0.1), stream, CPU)
+    evaluator = Evaluator(Protocol(Training(2, 4, 0.1)), normed, stream, CPU, tuple)
+    students = evaluator.train([own, other]).classifiers
     for theta, images_of, statistics in zip(students.parameters, [own, other], students.statistics, strict=True):
         expected = calibrated(normed, theta, images_of, 4)
         assert statistics.keys() == {f"blocks.{k}.1.running_{what}" for k in (0, 1) for what in ("mean", "var")}

@@ -11,8 +11,8 @@ from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.data.sets import InMemory
 from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.population.evaluator import Evaluator, Protocol
 from mim4dd_pl.population.experts import Experts
-from mim4dd_pl.population.students import train_students
 from mim4dd_pl.population.training import Training, train
 from mim4dd_pl.stored.trajectories import TrajectoryStore
 from tests.conftest import randn, to_module
@@ -121,9 +121,8 @@ def test_students_start_alike_whatever_their_set(
 ) -> None:
     images = InMemory(images.images.float(), images.labels)
     other = InMemory(images.images.flip(0), images.labels)
-    device = torch.device("cpu")
-    first = train_students(Derivatives(network), [images, images], training, stream, device).parameters
-    second = train_students(Derivatives(network), [other, images], training, stream, device).parameters
+    evaluator = Evaluator(Protocol(training), network, stream, torch.device("cpu"), tuple)
+    first, second = (evaluator.train([each, images]).classifiers.parameters for each in (images, other))
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
