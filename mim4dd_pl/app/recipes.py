@@ -70,13 +70,15 @@ _KINDS: dict[str, Sequence[type[Any]]] = {
 
 
 def short_names(key: str) -> list[str]:
-    """Classes that a recipe may name without their module at ``key``, of which the last word tells."""
+    """Our classes that a recipe may name without their module at ``key``, of which the last word tells."""
+    bases = _KINDS.get(key.rpartition(".")[2], ())
 
     def concrete(kind: type[Any]) -> list[type[Any]]:
-        below = [found for child in kind.__subclasses__() for found in concrete(child)]
-        return below if inspect.isabstract(kind) else [kind, *below]
+        children = [child for child in kind.__subclasses__() if child.__module__.startswith("mim4dd_pl.")]
+        below = [found for child in children for found in concrete(child)]
+        return below if inspect.isabstract(kind) or (below and kind in bases) else [kind, *below]
 
-    return [kind.__name__ for base in _KINDS.get(key.rpartition(".")[2], ()) for kind in concrete(base)]
+    return [kind.__name__ for base in bases for kind in concrete(base)]
 
 
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
