@@ -37,3 +37,7 @@ def main(share: float = 0.3, steps: int = 300) -> Tensor:
         for optimizer in optimizers:
             optimizer.step()
     return images.detach()
+
+
+if __name__ == "__main__":
+    print("learned images:", tuple(main().shape))
