@@ -230,4 +230,4 @@ def _refusal(path: Path, reason: str) -> StoredFileError:
 
 
 def _remedy(root: Path) -> str:
-    return f"Delete {root} to train the experts anew, or use another folder."
+    return f"Use another folder or, if {root} holds nothing but experts, delete it to train them anew."
