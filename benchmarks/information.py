@@ -35,7 +35,7 @@ def build(device: torch.device, ipc: int, steps: int) -> rig.Run:
     match = Match(torch.zeros(1, device=device), theta, theta)
     images = torch.randn(256, 3, 32, 32, generator=Stream(2).generator()).to(device)
     real = Batch(images, (torch.arange(256) % 10).to(device))
-    return lambda: information_gradients(match, synthetic, network, term, [real])
+    return lambda: information_gradients(match, synthetic.decoded(), network, term, [real])
 
 
 def main() -> None:

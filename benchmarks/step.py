@@ -53,7 +53,7 @@ def build(
 
     def run() -> None:
         for _ in range(segments):
-            match = objective(engine, synthetic, scene)
+            match = objective(engine, synthetic.decoded(), scene)
             torch.autograd.grad(match.loss.sum(), (synthetic.images, synthetic.student_lr))
 
     return run

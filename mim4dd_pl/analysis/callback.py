@@ -78,7 +78,7 @@ class Analysis(L.Callback):
     def _analyse(self, module: DistillationModule, run: RunFolder) -> None:
         _log.info("Analysing the distilled set ...")
         stream = module.stream.at("analysis")
-        distilled = find(module.trainer, Evaluation).evaluated(module)
+        distilled = find(module.trainer, Evaluation).evaluated(module).decoded()
         expert = findings.first_expert(module)
         student = findings.student_on(module, distilled.training_set(module.device), float(distilled.student_lr))
         seen_by = student if expert is None else expert

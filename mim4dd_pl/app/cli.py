@@ -174,7 +174,7 @@ class DistillationCLI(LightningCLI):
         if fits and isinstance(self.model, DistillationModule):
             baseline = any(callback.baseline for callback in callbacks_of(self.trainer, Diagnostics))
             if self.model.init == "real" or tables or baseline:  # each draws as many random real images
-                self.datamodule.check_images_per_class(self.model.synthetic.images_per_class)
+                self.datamodule.check_images_per_class(self.model.synthetic.decoded_per_class)
             self.model.check_processes(self.trainer.world_size)
         self.datamodule.setup(self.subcommand)
         if fits:

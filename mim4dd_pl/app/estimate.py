@@ -149,7 +149,8 @@ def _evaluation(
     """Minutes of the evaluations during the run, of the closing table, and of the analysis."""
     evaluation.attach(trainer, module, data)
     rows = _Rows(evaluation.evaluator, data, look)
-    row = rows.trained(InMemory(module.synthetic.result, module.synthetic.targets.detach()))
+    decoded = module.synthetic.decoded()
+    row = rows.trained(InMemory(decoded.images.detach(), decoded.targets.detach()))
     validations = trainer.max_steps // int(trainer.val_check_interval)
     closing = analysis = 0.0
     for callback in callbacks_of(trainer, L.Callback):
@@ -177,7 +178,7 @@ def _looks(module: DistillationModule, data: ImageDataModule, analysis: Analysis
     plane = seconds(lambda: tsne(torch.randn(few, 50, generator=generator), Stream(0)))
     size = data.train.images[0].numel()
     real = torch.rand(1000, size, generator=generator)
-    queries = torch.rand(len(module.synthetic) + 2000, size, generator=generator)
+    queries = torch.rand(len(module.synthetic.decoded().labels) + 2000, size, generator=generator)
     own = torch.full((len(queries),), -1)
     search = seconds(lambda: nearest(queries, own, [real])) * len(data.train) / len(real)
     return maps * plane * analysis.real_images / few + search

@@ -46,7 +46,7 @@ def outer_steps(module: DistillationModule, data: ImageDataModule, steps: int) -
 
 
 def _work(module: DistillationModule, objective: Objective) -> Work:
-    return objective.work(module.synthetic.images_per_class, module.network.num_classes)
+    return objective.work(module.synthetic.decoded_per_class, module.network.num_classes)
 
 
 def _batch_size(module: DistillationModule, work: Work) -> int:
@@ -84,7 +84,7 @@ def _saved_for_backward(module: DistillationModule) -> float:
         segments = Segment(*(row.to(module.device).expand(count, -1) for row in module.segments.read(0, 0)))
     scene = Scene(Stream(0), [Stream(number) for number in range(count)], module.real, segments)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
-        match = module.objective(module.derivatives, module.synthetic, scene)
+        match = module.objective(module.derivatives, module.synthetic.decoded(), scene)
     storages = [packed.tensor.untyped_storage() for packed in kept]
     del match  # not before: its graph keeps them
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**30

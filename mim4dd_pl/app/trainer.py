@@ -110,5 +110,6 @@ class Trainer(L.Trainer):
             )
             data.normalize_as(evaluation.distilled.normalization)
             # The control takes as many real images.
-            data.check_images_per_class(max(1, len(evaluation.distilled.labels) // data.num_classes))
+            images = len(evaluation.distilled.decoded().labels)
+            data.check_images_per_class(max(1, images // data.num_classes))
         return evaluation

@@ -49,6 +49,7 @@ def diagnostic(symptom: str) -> str:
 DISTILLED = "distilled"
 LAST, BEST = f"{DISTILLED} (last)", f"{DISTILLED} (best"
 RANDOM, RANDOM_SOFT = "random real images", "random real, an expert's labels"
+CANVASES = "canvases of random real images"
 WHOLE = "whole training set"
 
 

@@ -12,7 +12,7 @@ import torch
 from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.files import replacing
 from mim4dd_pl.basics.machine import machine, peak_memory
-from mim4dd_pl.basics.names import DISTILLED, LAST, RANDOM, RANDOM_SOFT, WHOLE, best_row, hard_labels
+from mim4dd_pl.basics.names import CANVASES, DISTILLED, LAST, RANDOM, RANDOM_SOFT, WHOLE, best_row, hard_labels
 from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.export import Export
@@ -136,19 +136,22 @@ class ClosingTable(L.Callback):
     ) -> list[Score]:
         """Every row but those of the distilled set on the module's own network."""
         evaluator, train = evaluation.evaluator, data_of(module).train.to(module.device)
-        draws = random_sets(module, len(distilled.labels), evaluator.protocol.num_students)
+        students, formation = evaluator.protocol.num_students, distilled.formation
+        draws = random_sets(module, len(distilled.labels), students)
         rows = []
         if distilled.label_logits is not None:
             rows.append(_score(evaluator, hard_labels(name), replace(distilled, label_logits=None)))
         rows.append(evaluator.test(RANDOM, evaluator.train(draws)))
+        if formation > 1:
+            canvases = random_sets(module, len(distilled.labels), students, formation)
+            rows.append(evaluator.test(CANVASES, evaluator.train(canvases)))
         if module.trainer.strategy.broadcast(self._has_expert):
             seen = [(draw.images, module.seen_by_expert(draw.images)) for draw in draws]
             sets = [InMemory(images, logits.softmax(1)) for images, logits in seen if logits is not None]
             if sets:
                 rows.append(evaluator.test(RANDOM_SOFT, evaluator.train(sets)))
         if self.whole_set is not None:
-            students = evaluator.train([train] * evaluator.protocol.num_students, self.whole_set)
-            rows.append(evaluator.test(WHOLE, students))
+            rows.append(evaluator.test(WHOLE, evaluator.train([train] * students, self.whole_set)))
         for network in evaluation.across:
             rows.append(_score(evaluator, name, distilled, network))
             rows.append(evaluator.test(RANDOM, evaluator.train(draws, network=network)))
@@ -180,6 +183,6 @@ def _write_comparison(path: Path, module: DistillationModule, learned: Distilled
     """The first learned image of up to ten classes above a random real one of each."""
     (draw,) = random_sets(module, len(learned.labels), 1)
     first = [rows[0] for rows in learned.shown().values()][:10]
-    pixels = torch.cat([learned.pixels(first), replace(learned, images=draw.images).pixels(first)])
+    pixels = torch.cat([learned.pixels(first), replace(learned, images=draw.images, formation=1).pixels(first)])
     with replacing(path) as temporary:
         save_png(grid(pixels, per_row=len(first)), temporary)

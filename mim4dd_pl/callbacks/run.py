@@ -8,6 +8,7 @@ import torch
 
 import mim4dd_pl
 from mim4dd_pl.basics.runs import RunFolder
+from mim4dd_pl.data.formation import decode, mix
 from mim4dd_pl.data.sets import InMemory
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
@@ -22,16 +23,20 @@ def data_of(module: DistillationModule) -> ImageDataModule:
     return datamodule_of(module.trainer)
 
 
-def random_sets(module: DistillationModule, images: int, count: int) -> list[InMemory]:
-    """So many draws of about ``images`` random training images, the same number of each class."""
+def random_sets(module: DistillationModule, images: int, count: int, formation: int = 1) -> list[InMemory]:
+    """So many draws of about ``images`` random training images, the same number of each class.
+
+    With a formation f they are canvases of random images, decoded: f^2 times as many smaller ones.
+    """
     train, per_class = data_of(module).train.to(module.device), max(1, images // data_of(module).num_classes)
     generators = [module.stream.at("random real", number).generator() for number in range(count)]
-    return [InMemory(*train.batch(train.per_class(per_class, generator))) for generator in generators]
+    draws = [train.batch(train.per_class(per_class * formation**2, generator)) for generator in generators]
+    return [InMemory(decode(mix(draw.images, formation), formation), draw.labels) for draw in draws]
 
 
 def learned_set(module: DistillationModule, **facts: object) -> Distilled:
     """A copy of the synthetic set on the CPU; ``facts`` go on its card, before those of the run."""
-    data, synthetic = data_of(module), module.synthetic
+    data, synthetic, side = data_of(module), module.synthetic, module.synthetic.formation
     logits = synthetic.label_logits
     return Distilled(
         images=synthetic.result.cpu().clone(),
@@ -40,10 +45,12 @@ def learned_set(module: DistillationModule, **facts: object) -> Distilled:
         student_lr=synthetic.student_lr.detach().cpu().clone(),
         normalization=data.train.normalization,
         classes=data.source.classes,
+        formation=side,
         facts=to_facts(
             data_set=data.data_set,
             outer_steps=module.outer_steps,
             **facts,
+            **({"formation": f"{side}x{side}"} if side > 1 else {}),
             network=module.network.name,
             objective=repr(module.objective),
             chosen_on="held-out training images" if data.validate_on == "held_out" else "test images: optimistic",

@@ -75,6 +75,18 @@ class Normalization:
         images = images if self.whitening is None else self.whitening.undo(images)
         return images * self.std[:, None, None] + self.mean[:, None, None]
 
+    def limits(self) -> Tensor:
+        """What black and white pixels become in each channel, shape (2, c, 1, 1).
+
+        Raises:
+            ValueError: With a whitening, which mixes pixels.
+        """
+        if self.whitening is not None:
+            raise ValueError(
+                "Whitened images have no range of their own pixels: set data.zca or clamp_images to false."
+            )
+        return self(torch.stack([torch.zeros(len(self.mean), 1, 1), torch.ones(len(self.mean), 1, 1)]).to(self.mean))
+
     def equals(self, other: "Normalization") -> bool:
         """Whether both do the same to every image."""
         ours, theirs = self.whitening, other.whitening

@@ -83,7 +83,7 @@ class Diagnostics(L.Callback):
         evaluator = find(trainer, Evaluation).evaluator
         students = evaluator.protocol.num_students
         if not self._random_real:  # as many images, another draw for each student
-            random = evaluator.train(random_sets(module, len(module.synthetic), students))
+            random = evaluator.train(random_sets(module, len(module.synthetic.labels), students))
             score = evaluator.validate(names.RANDOM, random)
             self._random_real = {readings.RANDOM_ACCURACY: score.mean, readings.RANDOM_STD: score.std}
         learned = {
@@ -127,9 +127,10 @@ class Diagnostics(L.Callback):
             logger.log_metrics(logged, trainer.global_step - 1)  # Lightning counts its scalars from zero
 
     def _images(self, module: DistillationModule) -> dict[str, float]:
-        groups = (-1, module.synthetic.images_per_class)
-        images, labels = module.synthetic.images.detach(), module.synthetic.labels
-        some = (each.unflatten(0, groups)[:, :_SHOWN].flatten(0, 1) for each in (images, labels))
+        groups, decoded = (-1, module.synthetic.decoded_per_class), module.synthetic.decoded()
+        some = (
+            each.detach().unflatten(0, groups)[:, :_SHOWN].flatten(0, 1) for each in (decoded.images, decoded.labels)
+        )
         return readings.image_distances(*some)
 
     def _write(self, trainer: L.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -51,6 +52,14 @@ class _Functions:
         (to_theta, to_images, *to_labels), value = grad(s, argnums=inputs, has_aux=True)(theta, images, labels)
         return value, to_theta, to_images, to_labels[0] if to_labels else None
 
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        with NormsAsFormulas():
+            return self.network.layers(theta, images)[-1].flatten(1)
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        with NormsAsFormulas():
+            return self.network(theta, images)
+
     def direct(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         value, _, *others = self.sweep(theta, images, labels, cotangent)
         return value, torch.zeros_like(theta), *others  # the compiler leaves out what is not returned
@@ -77,6 +86,11 @@ class CompiledDerivatives(Derivatives):
             function.__name__: torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
             for function in (plain.gradient, plain.sweep, plain.direct)
         }
+        # These are part of somebody's graph: not as a CUDA graph, whose next call writes over what a backward reads.
+        self._functions |= {
+            function.__name__: torch.compile(function, fullgraph=True, dynamic=False)
+            for function in (plain.features, plain.logits)
+        }
         self._proven: set[str] = set()
 
     def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -88,19 +102,45 @@ class CompiledDerivatives(Derivatives):
         parts: tuple[Any, ...] | None = self._call(name, theta, images, labels, cotangent)
         return super()._sweep(theta, images, labels, cotangent, along_theta) if parts is None else Sweep(*parts)
 
+    def _features(self, theta: Tensor, images: Tensor) -> Tensor:
+        features: Tensor | None = self._attempt("features", partial(self._with_graph, "features", theta, images))
+        return super()._features(theta, images) if features is None else features
+
+    def _logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        logits: Tensor | None = self._attempt("logits", partial(self._with_graph, "logits", theta, images))
+        return super()._logits(theta, images) if logits is None else logits
+
+    def _with_graph(self, name: str, theta: Tensor, images: Tensor) -> Tensor:
+        result: Tensor = self._functions[name](theta, images.contiguous())
+        if result.requires_grad and name not in self._proven:  # its backward is compiled when it is first asked for
+            torch.autograd.grad(result.sum(), images, retain_graph=True)
+        return result
+
     def _call(self, name: str, theta: Tensor, images: Tensor, *others: Tensor) -> Any:
         """What the compiled function returns; None for another size, or where it does not compile."""
-        if images.shape[1] != self.size or name not in self._functions:
+        return (
+            self._attempt(name, partial(self._alone, name, theta, images, *others))
+            if images.shape[1] == self.size
+            else None
+        )
+
+    def _alone(self, name: str, *arguments: Tensor) -> Any:
+        # One mode and one layout, or the compiler would make a variant for each; the functions set their own mode.
+        with torch.no_grad():
+            results = self._functions[name](*(argument.detach().contiguous() for argument in arguments))
+        # A CUDA graph writes its next results over these.
+        return tree_map_only(Tensor, Tensor.clone, results) if self.device.type == "cuda" else results
+
+    def _attempt(self, name: str, call: Callable[[], Any]) -> Any:
+        """What ``call`` returns; None where the function of this name does not compile."""
+        if name not in self._functions:
             return None
         # Every network and batch size is a variant, and the compiler's default allows eight. Its settings belong to the
         # thread, and a backward pass on an accelerator has one of its own.
         if torch._dynamo.config.recompile_limit < _VARIANTS:
             torch._dynamo.config.recompile_limit = _VARIANTS
         try:
-            # One mode and one layout, or the compiler would make a variant for each; the functions set their own mode.
-            with torch.no_grad():
-                inputs = [argument.detach().contiguous() for argument in (theta, images, *others)]
-                results = self._functions[name](*inputs)
+            results = call()
         except Exception as error:  # a compiler fails in as many ways as it has parts
             if name in self._proven or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -109,8 +149,7 @@ class CompiledDerivatives(Derivatives):
             _log.warning("%s does not compile here, and goes on at plain speed: %s", self.network.name, reason[:200])
             return None
         self._proven.add(name)
-        # A CUDA graph writes its next results over these.
-        return tree_map_only(Tensor, Tensor.clone, results) if self.device.type == "cuda" else results
+        return results
 
 
 def worth_compiling(network: FlatNetwork, compile: Compile, work: Work) -> bool:

@@ -9,6 +9,7 @@ Symbols: K networks, each with P parameters and a minibatch of B images of shape
 (K, B), or soft labels (K, B, C), along which a sweep has a derivative too.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,28 @@ class Derivatives:
             torch.cat(to_labels, 1) / len(parts) if soft(labels) else None,
         )
 
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """The last feature map, flattened, shape (B, D), of images (B, c, h, w) under one network's theta (P,).
+
+        With a graph to the images where gradients are on, never to theta. Without a graph its memory is that of a
+        chunk, whatever B is.
+        """
+        return self._chunked(self._features, theta, images)
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        """The same for the logits, shape (B, C)."""
+        return self._chunked(self._logits, theta, images)
+
+    def _chunked(self, function: Callable[[Tensor, Tensor], Tensor], theta: Tensor, images: Tensor) -> Tensor:
+        size = self.chunk(len(images), images.device)
+        return torch.cat([function(theta.detach(), part) for part in images.split(size)])
+
+    def _features(self, theta: Tensor, images: Tensor) -> Tensor:
+        return self.network.layers(theta, images)[-1].flatten(1)
+
+    def _logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        return self.network(theta, images)
+
     def chunk(self, batch_size: int, device: torch.device) -> int:
         """How many images of a minibatch are computed together."""
         return batch_size if self.network.mixes_images else chunk_size(batch_size, device)
@@ -138,25 +161,34 @@ class Work(NamedTuple):
         gradients: Gradients of single networks.
         sweeps: Sweeps of single networks.
         one_graph: As much is done by autograd through everything, which is neither compiled nor cut into chunks.
+        features: Images whose features or logits are computed, of all minibatches together; with their gradient on the
+            pixels an image counts twice.
     """
 
     batch_size: int
     gradients: int
     sweeps: int = 0
     one_graph: bool = False
+    features: int = 0
 
     @property
     def passes(self) -> int:
         """Forward passes of single images that take as long: three for a gradient, eight for a sweep."""
-        return self.batch_size * (3 * self.gradients + 8 * self.sweeps)
+        return self.batch_size * (3 * self.gradients + 8 * self.sweeps) + self.features
+
+    def times(self, count: int) -> "Work":
+        """The work of so many parts of a run that each ask for this."""
+        amounts = {name: count * getattr(self, name) for name in ("gradients", "sweeps", "features")}
+        return self._replace(**amounts)
 
     def seconds(self, network: FlatNetwork) -> float:
         """Roughly what it takes in plain form on two cores: at 100 GFLOP/s, over a floor of 1 and 3 ms a call."""
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             # Two images: a batch norm may refuse one.
             network(network.initial(Stream(0)), torch.zeros(2, *network.image_shape))
-        forward = self.batch_size / 2 * float(counter.get_total_flops()) / 1e11
-        return self.gradients * (1e-3 + 3 * forward) + self.sweeps * (3e-3 + 8 * forward)
+        forward = float(counter.get_total_flops()) / 2 / 1e11
+        calls = self.gradients * 1e-3 + self.sweeps * 3e-3
+        return calls + self.passes * forward
 
 
 def network_losses(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -61,7 +61,9 @@ class DistillationModule(L.LightningModule):
         num_classes: C; the data set sets it.
         objective: The host.
         experts: Recipe and folder of the experts; those that the host reads are trained first where they are missing.
-        images_per_class: ipc.
+        images_per_class: ipc, stored images of each class.
+        formation: f: each stored image holds f x f smaller ones, and students train on these, enlarged. 1 by default:
+            they train on the stored images.
         init: Start the images from random real images of their class, or from standard normal noise.
         soft_labels: Learn labels too, from the first expert's view of the initial images; none by default.
         information: Builds the information term; none by default.
@@ -75,6 +77,7 @@ class DistillationModule(L.LightningModule):
             clipped by default.
         image_average: Decay of a moving average of the images, which is evaluated and kept in their place; none by
             default.
+        clamp_images: Keep pixels in the range that real ones can have; they are free by default.
         segments_per_step: Segments whose gradients are averaged in a step; a multiple of the processes.
         compile: Compile the steps of experts, students and inner loop: ``auto`` where a run is long enough to pay for
             it, ``true`` or ``false``.
@@ -100,6 +103,7 @@ class DistillationModule(L.LightningModule):
         objective: Objective,
         experts: Experts,
         images_per_class: int = 1,
+        formation: int = 1,
         init: Literal["real", "noise"] = "real",
         soft_labels: SoftLabels | None = None,
         information: InformationFactory | None = None,
@@ -111,6 +115,7 @@ class DistillationModule(L.LightningModule):
         optimizer: OuterOptimizer = "sgd",
         image_gradient_clip: Clip | float | None = None,  # in this order the parser gives the reason of the clip
         image_average: float | None = None,
+        clamp_images: bool = False,
         segments_per_step: int = 1,
         compile: Compile = "auto",
         seed: int = 0,
@@ -133,8 +138,10 @@ class DistillationModule(L.LightningModule):
             min_student_lr,
             soft=soft_labels is not None,
             image_average=image_average,
+            formation=formation,
         )
-        objective.check(images_per_class, num_classes)
+        self.clamp_images = clamp_images
+        objective.check(self.synthetic.decoded_per_class, num_classes)
         self.stream = Stream(seed)
         self.information: InformationTerm | None = None
         if information is not None:
@@ -170,12 +177,14 @@ class DistillationModule(L.LightningModule):
         """Open the experts and set the initial pixels; raises before anything is written if ``data`` does not do."""
         if getattr(self, "data", None) is data:
             return
+        if self.clamp_images:
+            self.synthetic.limits = data.train.normalization.limits().to(self.device)
         stream = self.stream.at("initial images")
         if self.init == "noise":
             self.synthetic.start_from_noise(stream)
         else:
-            chosen = data.train.per_class(self.synthetic.images_per_class, stream.generator())
-            self.synthetic.start_from(data.train.batch(chosen).images)
+            chosen = data.train.per_class(self.synthetic.decoded_per_class, stream.generator())
+            self.synthetic.start_from_real(data.train.batch(chosen).images)
         self.open_experts(data)
 
     def open_experts(self, data: ImageDataModule) -> None:
@@ -217,7 +226,7 @@ class DistillationModule(L.LightningModule):
             draw = partial(draw_segment, self.store, self.experts.num_experts, read, self.stream)
             self.segments = SegmentReader(draw, self._share)
         if self.soft_labels is not None and self.state.loaded_step is None:
-            self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.images)))
+            self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.decoded().images)))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
 
     def on_fit_end(self) -> None:
@@ -226,10 +235,9 @@ class DistillationModule(L.LightningModule):
 
     def choose_derivatives(self, steps: int) -> Derivatives:
         """Compiled or plain derivatives of the inner loop, for so many outer steps."""
-        work = self.objective.work(self.synthetic.images_per_class, self.network.num_classes)
+        work = self.objective.work(self.synthetic.decoded_per_class, self.network.num_classes)
         if self.state.compiled is None:
-            segments = steps * self.segments_per_step
-            whole = work._replace(gradients=segments * work.gradients, sweeps=segments * work.sweeps)
+            whole = work.times(steps * self.segments_per_step)
             self.state.compiled = worth_compiling(self.network, self.compiles, whole)
         return derivatives(self.network, self.state.compiled, work.batch_size, self.device)
 
@@ -297,10 +305,11 @@ class DistillationModule(L.LightningModule):
         streams = [self.stream.at("segment", step, index) for index in indices]
         inner = [stream.at("inner loop") for stream in streams]
         scene = Scene(self.stream.at("step", step), inner, self.real, self._load_segments(step, indices))
-        match = self.objective(self.derivatives, self.synthetic, scene)
+        decoded = self.synthetic.decoded()
+        match = self.objective(self.derivatives, decoded, scene)
         term, count = self.information, self.segments_per_step
         real = [] if term is None else [information_batch(term, self.real, count, s.at("real batch")) for s in streams]
-        return segment_gradients(match, self.synthetic, self.network, term, real)
+        return segment_gradients(match, self.synthetic, decoded, self.network, term, real)
 
     def _load_segments(self, step: int, indices: Sequence[int]) -> Segment | None:
         if self.segments is None:

@@ -14,7 +14,7 @@ from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.information.term import Information, InformationTerm
 from mim4dd_pl.objectives.base import Match
 from mim4dd_pl.objectives.sampling import real_batch
-from mim4dd_pl.objectives.synthetic import SyntheticImages
+from mim4dd_pl.objectives.synthetic import SyntheticImages, TrainingImages
 
 
 class Gradients(NamedTuple):
@@ -54,34 +54,43 @@ def gathered(gradients: Gradients, gather: Callable[[Tensor], Tensor]) -> Gradie
 def segment_gradients(
     match: Match,
     synthetic: SyntheticImages,
+    decoded: TrainingImages,
     network: FlatNetwork,
     information: InformationTerm | None,
     real: Sequence[Batch],
 ) -> Gradients:
     """Differentiate both terms for the segments of ``match``; ``real`` holds a batch for the term in each of them.
 
-    Soft labels learn from the host alone, as the term contrasts classes.
+    ``decoded`` is what the host was shown of ``synthetic``. Soft labels learn from the host alone, as the term
+    contrasts classes.
     """
     loss = match.loss.sum()
     keep = information is not None and information.through_student
     logits = [] if synthetic.label_logits is None else [synthetic.label_logits]
     # Not every host depends on the student's learning rate or on labels.
     host_images, host_lr, *host_labels = torch.autograd.grad(
-        loss, (synthetic.images, synthetic.student_lr, *logits), retain_graph=keep, materialize_grads=True
+        loss, (decoded.images, synthetic.student_lr, *logits), retain_graph=keep, materialize_grads=True
     )
-    term = information_gradients(match, synthetic, network, information, real)
+    term = information_gradients(match, decoded, network, information, real)
     labels = host_labels[0] if host_labels else loss.new_zeros(0)
-    return Gradients(loss.detach(), host_images, host_lr, labels, *term)
+    gradients = Gradients(loss.detach(), host_images, host_lr, labels, *term)
+    if decoded.images is synthetic.images:
+        return gradients
+    stored = (
+        torch.autograd.grad(decoded.images, synthetic.images, each, retain_graph=True)[0]
+        for each in (gradients.host_images, gradients.information_images)
+    )
+    return gradients._replace(host_images=next(stored), information_images=next(stored))
 
 
 def information_gradients(
     match: Match,
-    synthetic: SyntheticImages,
+    synthetic: TrainingImages,
     network: FlatNetwork,
     information: InformationTerm | None,
     real: Sequence[Batch],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The last five fields of :class:`Gradients`; zeros, and empty bounds and parameters, without the term."""
+    """The last five fields of :class:`Gradients`, on the decoded images; without the term, zeros or empty."""
     images, student_lr = synthetic.images, synthetic.student_lr
     if information is None:
         nothing = images.new_zeros(0)

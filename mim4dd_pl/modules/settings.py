@@ -10,9 +10,8 @@ def check_experts(objective: Objective, experts: Experts, init: str, soft_labels
     """Refuse a host that reads epochs which experts do not have, and soft labels that no expert can start."""
     if objective.epochs is not None and objective.epochs.last > experts.training.epochs:
         raise ValueError(
-            f"model.objective.max_start_epoch and model.objective.expert_epochs read expert epoch "
-            f"{objective.epochs.last}, experts are trained for {experts.training.epochs}: raise "
-            "model.experts.training.epochs or lower the others."
+            f"{type(objective).__name__} reads experts up to epoch {objective.epochs.last}, they are trained for "
+            f"{experts.training.epochs}: raise model.experts.training.epochs, or lower the epochs of model.objective."
         )
     if soft_labels is not None and init != "real":
         raise ValueError("model.soft_labels start as an expert's view of real images: set model.init to real.")

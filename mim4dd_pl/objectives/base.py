@@ -9,7 +9,7 @@ from torch import Tensor
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import ImageSet
 from mim4dd_pl.engine.derivatives import Derivatives, Work
-from mim4dd_pl.objectives.synthetic import SyntheticImages
+from mim4dd_pl.objectives.synthetic import TrainingImages
 from mim4dd_pl.stored.segments import Epochs
 from mim4dd_pl.stored.trajectories import Segment
 
@@ -88,7 +88,7 @@ class Objective(ABC):
         return self
 
     @abstractmethod
-    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
+    def __call__(self, derivatives: Derivatives, synthetic: TrainingImages, scene: Scene) -> Match:
         """Match K segments, each as if it were alone.
 
         Args:

@@ -1,16 +1,14 @@
 """Distribution matching: features of the synthetic images should have the mean of real ones."""
 
 import torch
-from torch import Tensor
 
 from mim4dd_pl.basics.errors import check_positive
-from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
 from mim4dd_pl.engine.derivatives import Derivatives, Work
 from mim4dd_pl.objectives.base import Match, Objective, Scene
-from mim4dd_pl.objectives.losses import mean_discrepancy
+from mim4dd_pl.objectives.features import augmented_by_class, feature_distance
 from mim4dd_pl.objectives.sampling import fresh, real_batch
-from mim4dd_pl.objectives.synthetic import SyntheticImages
+from mim4dd_pl.objectives.synthetic import TrainingImages
 
 
 class DistributionMatching(Objective):
@@ -35,23 +33,17 @@ class DistributionMatching(Objective):
         self.augment = augment
 
     def work(self, images_per_class: int, num_classes: int) -> Work:
-        return Work(images_per_class * num_classes, gradients=0)
+        size = images_per_class * num_classes
+        return Work(size, gradients=0, features=2 * size + self.real_per_class * num_classes)
 
-    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
-        network, classes = derivatives.network, derivatives.network.num_classes
-        students = fresh(network, scene.streams, synthetic.images)
+    def __call__(self, derivatives: Derivatives, synthetic: TrainingImages, scene: Scene) -> Match:
+        classes = derivatives.network.num_classes
+        students = fresh(derivatives.network, scene.streams, synthetic.images)
         losses = []
         for theta, stream in zip(students, scene.streams, strict=True):
-            batch = real_batch(scene.real, self.real_per_class, stream)
-            with torch.no_grad():
-                real = network.layers(theta, self._augmented(batch.images, classes, stream))[-1]
-            learned = network.layers(theta, self._augmented(synthetic.images, classes, stream))[-1]
-            pairs = zip(learned.flatten(1).chunk(classes), real.flatten(1).chunk(classes), strict=True)
-            losses.append(torch.stack([mean_discrepancy(*pair) for pair in pairs]).sum())
+            real, learned = (
+                augmented_by_class(images, self.augment, classes, stream)
+                for images in (real_batch(scene.real, self.real_per_class, stream).images, synthetic.images)
+            )
+            losses.append(feature_distance(derivatives, theta, learned, real, classes))
         return Match(torch.stack(losses), students, None)
-
-    def _augmented(self, images: Tensor, classes: int, stream: Stream) -> Tensor:
-        if self.augment is None:
-            return images
-        parts = enumerate(images.chunk(classes))
-        return torch.cat([self.augment.siamese(part, stream.at("augment", label)) for label, part in parts])

@@ -13,7 +13,7 @@ from mim4dd_pl.engine.derivatives import Derivatives, Work, soft
 from mim4dd_pl.objectives.base import Match, Objective, Scene
 from mim4dd_pl.objectives.losses import gradient_distance
 from mim4dd_pl.objectives.sampling import fresh, real_batch
-from mim4dd_pl.objectives.synthetic import SyntheticImages
+from mim4dd_pl.objectives.synthetic import TrainingImages
 
 
 class GradientMatching(Objective):
@@ -45,7 +45,7 @@ class GradientMatching(Objective):
     def work(self, images_per_class: int, num_classes: int) -> Work:
         return Work(images_per_class, gradients=num_classes, sweeps=num_classes)
 
-    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
+    def __call__(self, derivatives: Derivatives, synthetic: TrainingImages, scene: Scene) -> Match:
         students = fresh(derivatives.network, scene.streams, synthetic.images)
         trained, losses = [], []
         for theta, stream in zip(students, scene.streams, strict=True):
@@ -53,7 +53,7 @@ class GradientMatching(Objective):
             losses.append(self._loss(derivatives, synthetic, trained[-1], scene, stream))
         return Match(torch.stack(losses), torch.stack(trained), None)
 
-    def _trained(self, derivatives: Derivatives, synthetic: SyntheticImages, theta: Tensor, stream: Stream) -> Tensor:
+    def _trained(self, derivatives: Derivatives, synthetic: TrainingImages, theta: Tensor, stream: Stream) -> Tensor:
         steps = int(torch.randint(self.student_steps + 1, (), generator=stream.at("steps").generator()))
         images, labels = synthetic.images.detach()[None], synthetic.targets.detach()[None]
         for _ in range(steps):
@@ -61,7 +61,7 @@ class GradientMatching(Objective):
         return theta
 
     def _loss(
-        self, derivatives: Derivatives, synthetic: SyntheticImages, theta: Tensor, scene: Scene, stream: Stream
+        self, derivatives: Derivatives, synthetic: TrainingImages, theta: Tensor, scene: Scene, stream: Stream
     ) -> Tensor:
         network, classes = derivatives.network, derivatives.network.num_classes
         batch = real_batch(scene.real, self.real_per_class, stream)

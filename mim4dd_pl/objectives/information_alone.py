@@ -2,8 +2,8 @@
 
 from mim4dd_pl.engine.derivatives import Derivatives, Work
 from mim4dd_pl.objectives.base import Match, Objective, Scene
-from mim4dd_pl.objectives.synthetic import SyntheticImages
-from mim4dd_pl.stored.segments import Epochs
+from mim4dd_pl.objectives.synthetic import TrainingImages
+from mim4dd_pl.stored.segments import Spans
 
 
 class InformationAlone(Objective):
@@ -16,7 +16,7 @@ class InformationAlone(Objective):
     """
 
     def __init__(self, max_start_epoch: int) -> None:
-        self.epochs = Epochs(max_start_epoch, 1)
+        self.epochs = Spans(max_start_epoch, 1)
 
     def __repr__(self) -> str:
         return f"InformationAlone({self.epochs})"
@@ -24,7 +24,7 @@ class InformationAlone(Objective):
     def work(self, images_per_class: int, num_classes: int) -> Work:
         return Work(images_per_class * num_classes, gradients=0)
 
-    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
+    def __call__(self, derivatives: Derivatives, synthetic: TrainingImages, scene: Scene) -> Match:
         target = scene.segments.target
         nothing = (0.0 * synthetic.images.sum()).expand(len(target))
         return Match(nothing, target, target)

@@ -13,7 +13,7 @@ from mim4dd_pl.engine.optimizers import InnerOptimizer, Momentum
 from mim4dd_pl.engine.unroll import ExactUnroll, InnerLoop, Unroll
 from mim4dd_pl.objectives.base import Match, Objective, Scene
 from mim4dd_pl.objectives.sampling import Chunks, check_size, fresh, real_batch
-from mim4dd_pl.objectives.synthetic import SyntheticImages
+from mim4dd_pl.objectives.synthetic import TrainingImages
 
 
 class PerformanceMatching(Objective):
@@ -76,8 +76,8 @@ class PerformanceMatching(Objective):
         short.window = None if self.window is None else min(steps, self.window)
         return short
 
-    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
-        size, classes = self.synthetic_batch_size or len(synthetic), derivatives.network.num_classes
+    def __call__(self, derivatives: Derivatives, synthetic: TrainingImages, scene: Scene) -> Match:
+        size, classes = self.synthetic_batch_size or len(synthetic.labels), derivatives.network.num_classes
         minibatch = Chunks(size, scene.streams, self._augmented, balanced=True, num_classes=classes)
         steps = self._steps(scene.step)
         window = range(steps - (self.window or steps), steps)

@@ -14,8 +14,8 @@ from mim4dd_pl.engine.unroll import ExactUnroll, InnerLoop, Unroll
 from mim4dd_pl.objectives.base import Match, Objective, Scene
 from mim4dd_pl.objectives.losses import parameter_distance
 from mim4dd_pl.objectives.sampling import Chunks, check_size
-from mim4dd_pl.objectives.synthetic import SyntheticImages
-from mim4dd_pl.stored.segments import Epochs, MovingWindow
+from mim4dd_pl.objectives.synthetic import TrainingImages
+from mim4dd_pl.stored.segments import MovingWindow, Spans
 
 
 class TrajectoryMatching(Objective):
@@ -53,7 +53,7 @@ class TrajectoryMatching(Objective):
         if not 0 <= ignored_fraction < 1:
             raise ValueError(f"ignored_fraction must lie in [0, 1), got {ignored_fraction}.")
         self.unroll_steps = unroll_steps
-        self.epochs = Epochs(max_start_epoch, expert_epochs, moving)
+        self.epochs = Spans(max_start_epoch, expert_epochs, moving)
         self.synthetic_batch_size = synthetic_batch_size
         self.augment = augment
         self.optimizer = SGD() if optimizer is None else optimizer
@@ -72,9 +72,9 @@ class TrajectoryMatching(Objective):
         short.unroll_steps, short.synthetic_batch_size = min(steps, self.unroll_steps), batch_size
         return short
 
-    def __call__(self, derivatives: Derivatives, synthetic: SyntheticImages, scene: Scene) -> Match:
+    def __call__(self, derivatives: Derivatives, synthetic: TrainingImages, scene: Scene) -> Match:
         start, target = scene.segments
-        minibatch = Chunks(self.synthetic_batch_size or len(synthetic), scene.streams, self._augmented)
+        minibatch = Chunks(self.synthetic_batch_size or len(synthetic.labels), scene.streams, self._augmented)
         loop = InnerLoop(derivatives, self.optimizer, minibatch, self.unroll_steps)
         student = self.unroll(loop, synthetic.images, synthetic.targets, synthetic.student_lr, start)
         first = int(self.ignored_fraction * start.shape[1])

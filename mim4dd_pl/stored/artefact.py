@@ -1,10 +1,10 @@
 """The distilled set on disk: everything another program needs to train on it correctly.
 
-A folder with ``distilled.safetensors`` (float32 images as trained, labels, student learning rate, normalisation, with
-its whitening if there is one), ``preview/<class>/NNN.png`` and ``sheet.png`` (8-bit, to look at; ten of each class at
-most), ``README.md`` (a data set card) and ``manifest.json`` (SHA-256 of every file). It is written as a whole or not at
-all. Reading checks every file that the manifest names: damaged tensors are refused, a damaged file to look at is
-reported. Other files in the folder are left alone.
+A folder with ``distilled.safetensors`` (float32 images as trained, or canvases and their formation, labels, student
+learning rate, normalisation, with its whitening if there is one), ``preview/<class>/NNN.png`` and ``sheet.png`` (8-bit,
+to look at; ten of each class at most), ``README.md`` (a data set card) and ``manifest.json`` (SHA-256 of every file).
+It is written as a whole or not at all. Reading checks every file that the manifest names: damaged tensors are refused,
+a damaged file to look at is reported. Other files in the folder are left alone.
 """
 
 import json
@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 
 from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.files import check_sha256, lies_inside, parsed_json, read_json, readable, replacing, sha256
+from mim4dd_pl.data.formation import check_formation
 from mim4dd_pl.data.normalization import Normalization, Whitening
 from mim4dd_pl.stored.distilled import _WHITENING, Distilled, save_png, sheet
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of sets with a formation, which earlier versions would take for whole images; others have schema 1."""
 TENSORS = "distilled.safetensors"
 SHEET = "sheet.png"
 _REMEDY = "Export it again, or use another copy."
@@ -44,7 +46,8 @@ def write_distilled(folder: Path, distilled: Distilled, tensors: bool = False) -
     with replacing(folder) as temporary:
         temporary.mkdir()
         # One key: safetensors writes several in random order, and the same set must have the same hash.
-        about = {"schema": SCHEMA, "classes": distilled.classes, "facts": dict(distilled.facts)}
+        schema, formation = (1, {}) if distilled.formation == 1 else (SCHEMA, {"formation": distilled.formation})
+        about = {"schema": schema, **formation, "classes": distilled.classes, "facts": dict(distilled.facts)}
         save_file(distilled.tensors(), temporary / TENSORS, {"mim4dd_pl": json.dumps(about)})
         if tensors:
             given = distilled.training_set(torch.device("cpu"))
@@ -63,7 +66,7 @@ def write_distilled(folder: Path, distilled: Distilled, tensors: bool = False) -
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
-        manifest = json.dumps({"schema": SCHEMA, "sha256": hashes}, indent=2)
+        manifest = json.dumps({"schema": schema, "sha256": hashes}, indent=2)
         (temporary / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
 
 
@@ -96,7 +99,14 @@ def read_distilled(folder: Path) -> Distilled:
         )
         classes, facts = tuple(about["classes"]), dict(about["facts"])
         logits = tensors.pop("label_logits", None)
-        distilled = Distilled(**tensors, label_logits=logits, normalization=normalization, classes=classes, facts=facts)
+        distilled = Distilled(
+            **tensors,
+            label_logits=logits,
+            normalization=normalization,
+            classes=classes,
+            facts=facts,
+            formation=about.get("formation", 1),
+        )
         _check(distilled)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise StoredFileError(f"{path} cannot be read: {error!s:.200}. {_REMEDY}") from error
@@ -116,8 +126,8 @@ def _read_manifest(folder: Path) -> dict[str, str]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoredFileError(f"{path} is damaged ({error!r:.200}). {_REMEDY}") from error
-    if schema != SCHEMA:
-        raise StoredFileError(f"{folder} has schema {schema!r:.40}, this version reads {SCHEMA}. {_REMEDY}")
+    if schema not in (1, SCHEMA):
+        raise StoredFileError(f"{folder} has schema {schema!r:.40}, this version reads 1 and {SCHEMA}. {_REMEDY}")
     if outside := [name for name in hashes if not lies_inside(folder, name)]:
         raise StoredFileError(f"{path} names {outside[0]!r:.80}, which is no path inside its folder. {_REMEDY}")
     return hashes
@@ -132,9 +142,12 @@ def _check(distilled: Distilled) -> None:
     names = all(isinstance(name, str) for name in (*distilled.classes, *distilled.facts, *distilled.facts.values()))
     if not names or not distilled.classes:
         raise ValueError("classes and facts must be text")
+    if not isinstance(distilled.formation, int):
+        raise ValueError(f"formation must be a whole number, got {distilled.formation!r:.40}")
+    check_formation(distilled.formation, images.shape[1:])
     channels, features = images.shape[1], math.prod(images.shape[1:])
     expected: dict[str, tuple[int, ...]] = {"student_lr": (), "mean": (channels,), "std": (channels,)}
-    expected |= {"label_logits": (len(images), len(distilled.classes))}
+    expected |= {"label_logits": (len(images) * distilled.formation**2, len(distilled.classes))}
     expected |= {"whitening.mean": (features,), "whitening.matrix": (features, features)}
     for name, tensor in distilled.tensors().items():
         if tensor.dtype != (torch.int64 if name == "labels" else torch.float32):
@@ -154,11 +167,14 @@ def _card(distilled: Distilled) -> str:
     facts = "\n".join(f"| {name} | {value} |" for name, value in distilled.facts.items())
     label = "class index" if distilled.label_logits is None else "distribution over the classes"
     shape = "x".join(str(side) for side in distilled.images.shape[1:])
-    return f"""# Distilled {distilled.facts.get("data set", "images")}: {per_class:g} per class
+    per_image, count = distilled.formation**2, len(distilled.labels)
+    formation = f", {distilled.formation}x{distilled.formation}" if per_image > 1 else ""
+    tiles = f" Each holds {per_image} smaller ones: students train on {per_image * count}." if per_image > 1 else ""
+    return f"""# Distilled {distilled.facts.get("data set", "images")}: {per_class:g} per class{formation}
 
 ![the learned images]({SHEET})
 
-{len(distilled.labels)} learned images of {shape} for the classes {", ".join(distilled.classes)}.
+{count} learned images of {shape} for the classes {", ".join(distilled.classes)}.{tiles}
 
 | | |
 |---|---|

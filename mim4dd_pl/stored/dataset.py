@@ -11,7 +11,8 @@ from mim4dd_pl.stored.artefact import read_distilled
 class DistilledDataset(Dataset[tuple[Tensor, int | Tensor]]):
     """A distilled set as a torch Dataset of (normalised image (c, h, w), label).
 
-    A label is a class; where soft labels were learned, it is their distribution over the classes, shape (C,), which
+    Images of a set with a formation are decoded: each stored one, a canvas, gives f x f of them. A label is a class;
+    where soft labels were learned, it is their distribution over the classes, shape (C,), which
     torch's cross-entropy takes as well. Real images to test on must be normalised by ``normalize``, as the set was.
 
     Args:
@@ -19,6 +20,8 @@ class DistilledDataset(Dataset[tuple[Tensor, int | Tensor]]):
 
     Attributes:
         images: Shape (S, c, h, w), float32.
+        canvases: The stored images; without a formation the same as ``images``.
+        formation: f, tiles a side of each stored image; 1 where they are whole images.
         labels: The class of each, shape (S,), int64.
         soft_labels: Shape (S, C), rows that add up to 1; None where classes are all that there is.
         student_lr: The learning rate learned together with the images.
@@ -30,7 +33,9 @@ class DistilledDataset(Dataset[tuple[Tensor, int | Tensor]]):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._distilled = read_distilled(Path(folder))
+        stored = read_distilled(Path(folder))
+        self.canvases, self.formation = stored.images, stored.formation
+        self._distilled = stored.decoded()
         self.images = self._distilled.images
         self.labels = self._distilled.labels
         logits = self._distilled.label_logits

@@ -1,12 +1,13 @@
 """A distilled set as a value: images, labels and what belongs to them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mim4dd_pl.data.formation import decode, mix
 from mim4dd_pl.data.normalization import Normalization
 from mim4dd_pl.data.sets import InMemory
 
@@ -20,11 +21,12 @@ class Distilled:
     Args:
         images: Normalised pixels as trained, shape (S, c, h, w), float32.
         labels: The class of each, shape (S,), int64.
-        label_logits: Logits of soft labels, shape (S, C), if there are any.
+        label_logits: Logits of soft labels of the decoded images, shape (S f^2, C), if there are any.
         student_lr: alpha, shape ().
         normalization: How real images with pixels in [0, 1] become what ``images`` are, on the CPU.
         classes: Name of each label.
         facts: What to know about it: data set, recipe, seed, accuracy, versions; plain text values.
+        formation: f: each image is a canvas of f x f smaller ones, which students train on, enlarged.
     """
 
     images: Tensor
@@ -34,10 +36,21 @@ class Distilled:
     normalization: Normalization
     classes: tuple[str, ...]
     facts: Mapping[str, str]
+    formation: int = 1
+
+    def decoded(self) -> "Distilled":
+        """The same set with a stored image for each that students train on; itself without a formation."""
+        if self.formation == 1:
+            return self
+        images, labels = decode(self.images, self.formation), self.labels.repeat_interleave(self.formation**2)
+        return replace(self, images=images, labels=labels, formation=1)
 
     def pixels(self, rows: Sequence[int]) -> Tensor:
         """The images at ``rows`` as they look: normalisation undone, clamped to [0, 1], shape (len(rows), c, h, w)."""
-        return self.normalization.inverse(self.images[list(rows)].detach().cpu()).clamp(0, 1)
+        images = self.images[list(rows)].detach().cpu()
+        if self.formation > 1 and self.normalization.whitening is not None:  # it belongs to whole images
+            return mix(self.normalization.inverse(decode(images, self.formation)), self.formation).clamp(0, 1)
+        return self.normalization.inverse(images).clamp(0, 1)
 
     def shown(self, per_class: int = 10) -> dict[int, list[int]]:
         """Rows of the first ``per_class`` images of each class, by label."""
@@ -47,9 +60,10 @@ class Distilled:
         return {label: rows[label][:per_class] for label in sorted(rows)}
 
     def training_set(self, device: torch.device) -> InMemory:
-        """What a student is trained on: the images with their classes, or with their soft labels."""
-        labels = self.labels if self.label_logits is None else self.label_logits.softmax(1)
-        return InMemory(self.images.to(device), labels.to(device))
+        """What a student is trained on: the decoded images with their classes, or with their soft labels."""
+        decoded = self.decoded()
+        labels = decoded.labels if self.label_logits is None else self.label_logits.softmax(1)
+        return InMemory(decoded.images.to(device), labels.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by name; the whitening's parts as ``whitening.<name>``."""

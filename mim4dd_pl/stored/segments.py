@@ -1,5 +1,6 @@
 """Which segments of which experts an outer step reads, and reading them ahead."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,8 +43,21 @@ class MovingWindow:
         return range(self.lowest, min(moved, max_start_epoch))
 
 
+class Epochs(ABC):
+    """Which two epochs of an expert a segment reads."""
+
+    @property
+    @abstractmethod
+    def last(self) -> int:
+        """The latest epoch that is ever read."""
+
+    @abstractmethod
+    def draw(self, step: int, generator: torch.Generator) -> tuple[int, int]:
+        """First and second epoch of a segment of outer step ``step``."""
+
+
 @dataclass(frozen=True)
-class Epochs:
+class Spans(Epochs):
     """Segments from epoch t to t + M, with t uniform in a range.
 
     Args:
@@ -65,12 +79,63 @@ class Epochs:
 
     @property
     def last(self) -> int:
-        """The latest epoch that is ever read."""
         return self.max_start_epoch - 1 + self.expert_epochs
 
     def starts(self, step: int) -> range:
         """The start epochs that outer step s draws from."""
         return range(self.max_start_epoch) if self.moving is None else self.moving.at(step, self.max_start_epoch)
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[int, int]:
+        starts = self.starts(step)
+        epoch = starts[int(torch.randint(len(starts), (), generator=generator))]
+        return epoch, epoch + self.expert_epochs
+
+
+@dataclass(frozen=True)
+class Stages(Epochs):
+    """An epoch t, uniform in 0..E, and a later one, uniform in t..min(t + gap, E).
+
+    Args:
+        last_epoch: E, at least 0.
+        gap: The second epoch is at most so much later, at least 0.
+    """
+
+    last_epoch: int
+    gap: int
+
+    def __post_init__(self) -> None:
+        if self.last_epoch < 0 or self.gap < 0:
+            raise ValueError(f"last_epoch and gap must be at least 0, got {self.last_epoch} and {self.gap}.")
+
+    @property
+    def last(self) -> int:
+        return self.last_epoch
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[int, int]:
+        epoch = int(torch.randint(self.last_epoch + 1, (), generator=generator))
+        latest = min(epoch + self.gap, self.last_epoch)
+        return epoch, epoch + int(torch.randint(latest - epoch + 1, (), generator=generator))
+
+
+@dataclass(frozen=True)
+class Ends(Epochs):
+    """The first and the last epoch, always.
+
+    Args:
+        last_epoch: E, at least 1.
+    """
+
+    last_epoch: int
+
+    def __post_init__(self) -> None:
+        check_positive(last_epoch=self.last_epoch)
+
+    @property
+    def last(self) -> int:
+        return self.last_epoch
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[int, int]:
+        return 0, self.last_epoch
 
 
 class SegmentReader:
@@ -103,7 +168,7 @@ class SegmentReader:
 def draw_segment(
     store: TrajectoryStore, num_experts: int, epochs: Epochs, stream: Stream, step: int, index: int
 ) -> Segment:
-    """Segment ``index`` of outer step ``step``: of a random expert and from a random start epoch.
+    """Segment ``index`` of outer step ``step``, of a random expert.
 
     Args:
         store: Finished trajectories.
@@ -115,6 +180,5 @@ def draw_segment(
     """
     generator = stream.at("segment", step, index, "expert").generator()
     expert = int(torch.randint(num_experts, (), generator=generator))
-    starts = epochs.starts(step)
-    epoch = starts[int(torch.randint(len(starts), (), generator=generator))]
-    return store.segment(expert, epoch, epochs.expert_epochs)
+    first, second = epochs.draw(step, generator)
+    return store.segment(expert, first, second - first)

@@ -226,7 +226,11 @@ WRONG = [
     ),
     ([MODEL + "segments_per_step=0"], 2, "model.segments_per_step must be at least 1, got 0"),
     ([MODEL + "objective.init_args.unroll_steps=0"], 2, "model.objective.unroll_steps must be at least 1, got 0"),
-    ([MODEL + "objective.init_args.max_start_epoch=9"], 2, "read expert epoch 10, experts are trained for 4"),
+    (
+        [MODEL + "objective.init_args.max_start_epoch=9"],
+        2,
+        "TrajectoryMatching reads experts up to epoch 10, they are trained for 4",
+    ),
     (
         [MODEL + "objective.init_args.synthetic_batch_size=11"],
         2,

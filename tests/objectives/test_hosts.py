@@ -58,7 +58,7 @@ def performance(network: FlatNetwork, synthetic: SyntheticImages, scene: Scene, 
     velocity = {name: torch.zeros_like(p) for name, p in theta.items()}
     x = augment.siamese(synthetic.images, stream.at("augment"))
     for _ in range(4):
-        loss = cross_entropy(functional_call(module, theta, (x,)), synthetic.targets)
+        loss = cross_entropy(functional_call(module, theta, (x,)), synthetic.decoded().targets)
         gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
         velocity = {name: 0.9 * v + g for (name, v), g in zip(velocity.items(), gradients, strict=True)}
         theta = {name: p - synthetic.student_lr * velocity[name] for name, p in theta.items()}
@@ -75,7 +75,9 @@ def gradients(network: FlatNetwork, synthetic: SyntheticImages, scene: Scene, st
     for c in range(3):
         mine, own = synthetic.labels == c, labels == c
         x, x_real = (DSA().siamese(part, stream.at("augment", c)) for part in (synthetic.images[mine], images[own]))
-        ours = torch.autograd.grad(cross_entropy(module(x), synthetic.targets[mine]), weights, create_graph=True)
+        ours = torch.autograd.grad(
+            cross_entropy(module(x), synthetic.decoded().targets[mine]), weights, create_graph=True
+        )
         theirs = torch.autograd.grad(cross_entropy(module(x_real), labels[own]), weights)
         for a, b in zip(ours, theirs, strict=True):
             for row, other in zip(a, b, strict=True):
@@ -114,7 +116,7 @@ def test_loss_and_gradient_equal_the_transcription(
     """Each of two segments, computed together, with soft labels."""
     assert synthetic.label_logits is not None
     learned = (synthetic.images, synthetic.student_lr, synthetic.label_logits)
-    match = objective(Derivatives(network), synthetic, scene)
+    match = objective(Derivatives(network), synthetic.decoded(), scene)
     for k in range(2):
         expected = transcription(network, synthetic, scene, scene.streams[k])
         torch.testing.assert_close(match.loss[k], expected)
@@ -131,7 +133,7 @@ def test_hosts_without_experts_show_none(
     network: FlatNetwork, synthetic: SyntheticImages, scene: Scene, objective: Objective, _: Transcription
 ) -> None:
     assert not objective.reads_experts
-    match = objective(Derivatives(network), synthetic, scene)
+    match = objective(Derivatives(network), synthetic.decoded(), scene)
     assert match.expert is None
     assert match.student.shape == (2, network.num_parameters)
 
@@ -145,7 +147,7 @@ def test_a_random_window_equals_truncated_autograd(
     )
     grads = []
     for objective in (exact, whole):
-        match = objective(Derivatives(network), synthetic, scene)
+        match = objective(Derivatives(network), synthetic.decoded(), scene)
         grads.append(torch.autograd.grad(match.loss.sum(), (synthetic.images, synthetic.student_lr)))
     for ours, oracle in zip(*grads, strict=True):
         torch.testing.assert_close(ours, oracle, rtol=1e-8, atol=1e-12)
@@ -170,12 +172,12 @@ def test_a_network_is_trained_on_the_synthetic_images_before_gradients_are_match
     network: FlatNetwork, synthetic: SyntheticImages, scene: Scene
 ) -> None:
     """One step of SGD where the stream says so; none where it says zero."""
-    match = GradientMatching(2, student_steps=1)(Derivatives(network), synthetic, scene)
+    match = GradientMatching(2, student_steps=1)(Derivatives(network), synthetic.decoded(), scene)
     moved = []
     for trained, stream in zip(match.student, scene.streams, strict=True):
         module = student(network, stream)
         if int(torch.randint(2, (), generator=stream.at("steps").generator())):
-            cross_entropy(module(synthetic.images), synthetic.targets).backward()
+            cross_entropy(module(synthetic.images), synthetic.decoded().targets).backward()
             for p in module.parameters():
                 assert p.grad is not None
                 p.data -= 0.2 * p.grad
@@ -188,7 +190,7 @@ def test_the_term_alone_matches_nothing_and_shows_the_expert(
     network: FlatNetwork, synthetic: SyntheticImages, scene: Scene, stream: Stream
 ) -> None:
     rows = randn(stream.at("experts"), 2, 2, network.num_parameters)
-    match = InformationAlone(3)(Derivatives(network), synthetic, Scene(stream, [], segments=Segment(*rows)))
+    match = InformationAlone(3)(Derivatives(network), synthetic.decoded(), Scene(stream, [], segments=Segment(*rows)))
     assert match.expert is not None
     assert torch.equal(match.expert, rows[1])
     assert match.loss.tolist() == [0, 0]
@@ -202,9 +204,9 @@ def test_a_host_asks_for_what_it_reads_and_a_scene_without_says_so(
     empty = Scene(scene.step, scene.streams)
     for host in (PerformanceMatching(2), GradientMatching(), DistributionMatching()):
         with pytest.raises(ValueError, match="reads real images: give them to the scene as real"):
-            host(Derivatives(network), synthetic, empty)
+            host(Derivatives(network), synthetic.decoded(), empty)
     with pytest.raises(ValueError, match="reads experts: give their parameters to the scene as segments"):
-        InformationAlone(3)(Derivatives(network), synthetic, empty)
+        InformationAlone(3)(Derivatives(network), synthetic.decoded(), empty)
 
 
 def test_a_shortened_host_differs_in_its_inner_loop_only() -> None:

@@ -11,7 +11,6 @@ def test_labels_are_class_by_class() -> None:
     synthetic = SyntheticImages((1, 4, 4), num_classes=3, images_per_class=2)
     assert synthetic.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert synthetic.images.shape == (6, 1, 4, 4)
-    assert len(synthetic) == 6
 
 
 def test_noise_is_standard_normal_and_a_function_of_the_stream(stream: Stream) -> None:
@@ -52,9 +51,44 @@ def test_no_images_per_class_is_refused() -> None:
 
 def test_students_see_classes_or_the_softmax_of_the_logits() -> None:
     hard, soft = (SyntheticImages((1, 2, 2), 3, 1, soft=soft) for soft in (False, True))
-    assert hard.targets is hard.labels
-    assert torch.equal(soft.targets, torch.full((3, 3), 1 / 3))
-    assert soft.targets.requires_grad
+    assert hard.decoded().targets.tolist() == [0, 1, 2]
+    assert torch.equal(soft.decoded().targets, torch.full((3, 3), 1 / 3))
+    assert soft.decoded().targets.requires_grad
+
+
+def test_without_a_formation_students_see_the_parameter_itself() -> None:
+    synthetic = SyntheticImages((1, 4, 4), 2, 1)
+    assert synthetic.decoded().images is synthetic.images
+
+
+def test_a_canvas_gives_as_many_training_images_as_it_has_tiles_with_its_class_and_their_own_soft_labels() -> None:
+    synthetic = SyntheticImages((1, 4, 4), num_classes=2, images_per_class=3, soft=True, formation=2)
+    decoded = synthetic.decoded()
+    assert (synthetic.decoded_per_class, len(synthetic.labels)) == (12, 6)
+    assert decoded.images.shape == (24, 1, 4, 4)
+    assert decoded.labels.tolist() == [0] * 12 + [1] * 12
+    assert decoded.targets.shape == (24, 2)
+
+
+def test_canvases_start_as_small_real_images() -> None:
+    synthetic = SyntheticImages((1, 4, 4), 2, 1, formation=2)
+    real = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 4, 4)
+    synthetic.start_from_real(real)
+    assert synthetic.images[0, 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+
+
+def test_settling_keeps_pixels_in_their_limits() -> None:
+    synthetic = SyntheticImages((2, 2, 2), 2, 1)
+    synthetic.limits = torch.tensor([[-1.0, -2.0], [1.0, 2.0]])[:, :, None, None]
+    synthetic.images.data.fill_(-9)
+    synthetic.settle()
+    assert synthetic.images[0, :, 0, 0].tolist() == [-1, -2]
+
+
+@pytest.mark.parametrize("formation", [0, 5])
+def test_a_formation_that_does_not_fit_the_images_is_refused(formation: int) -> None:
+    with pytest.raises(ValueError, match=rf"formation must lie in 1\.\.4, .*; got {formation}"):
+        SyntheticImages((1, 8, 4), 2, 1, formation=formation)
 
 
 def test_soft_labels_start_as_a_network_sees_the_images_and_never_for_a_wrong_class() -> None:

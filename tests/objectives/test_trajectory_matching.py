@@ -12,7 +12,7 @@ from mim4dd_pl.engine.unroll import FullGraphUnroll, Unroll
 from mim4dd_pl.objectives.base import Scene
 from mim4dd_pl.objectives.synthetic import SyntheticImages
 from mim4dd_pl.objectives.trajectory_matching import TrajectoryMatching
-from mim4dd_pl.stored.segments import Epochs, MovingWindow
+from mim4dd_pl.stored.segments import MovingWindow, Spans
 from mim4dd_pl.stored.trajectories import Segment
 from tests.conftest import randn, to_module
 
@@ -61,7 +61,7 @@ def test_loss_and_gradient_equal_the_transcription(
     """Each of two segments, computed together."""
     objective = TrajectoryMatching(3, 1, 1, synthetic_batch_size=4, augment=DSA(), unroll=unroll)
     learned = (synthetic.images, synthetic.student_lr)
-    match, segments = objective(Derivatives(network), synthetic, scene), scene.segments
+    match, segments = objective(Derivatives(network), synthetic.decoded(), scene), scene.segments
     for k in range(2):
         expected = transcription(network, synthetic, Segment(*(row[k] for row in segments)), scene.streams[k])
         torch.testing.assert_close(match.loss[k], expected)
@@ -76,7 +76,7 @@ def test_loss_and_gradient_equal_the_transcription(
 def test_match_shows_the_student_with_its_graph_and_the_experts_target(
     network: FlatNetwork, synthetic: SyntheticImages, scene: Scene
 ) -> None:
-    match = TrajectoryMatching(2, 1, 1)(Derivatives(network), synthetic, scene)
+    match = TrajectoryMatching(2, 1, 1)(Derivatives(network), synthetic.decoded(), scene)
     assert match.expert is scene.segments.target
     assert match.student.requires_grad
     assert not torch.equal(match.student, scene.segments.start)
@@ -87,18 +87,20 @@ def test_a_pass_over_minibatches_uses_every_image_once(
 ) -> None:
     """Three steps of two images: all six pixels have a gradient; two steps: only four."""
     for steps, touched in ((3, 6), (2, 4)):
-        match = TrajectoryMatching(steps, 1, 1, synthetic_batch_size=2)(Derivatives(network), synthetic, scene)
+        match = TrajectoryMatching(steps, 1, 1, synthetic_batch_size=2)(
+            Derivatives(network), synthetic.decoded(), scene
+        )
         (gradient,) = torch.autograd.grad(match.loss[0], synthetic.images)
         assert int((gradient.abs().sum((1, 2, 3)) > 0).sum()) == touched
 
 
 def test_last_epoch_is_the_latest_that_is_read() -> None:
-    assert Epochs(max_start_epoch=3, expert_epochs=2).last == 4
+    assert Spans(max_start_epoch=3, expert_epochs=2).last == 4
 
 
 def test_start_epochs_move_up_to_the_last_and_stay_there() -> None:
     """T(s) = 2 + floor(4 s / 10), at most 6; from 1 on."""
-    epochs = Epochs(6, 1, MovingWindow(first=2, steps=10, lowest=1))
+    epochs = Spans(6, 1, MovingWindow(first=2, steps=10, lowest=1))
     assert [epochs.starts(step) for step in (0, 2, 3, 10, 99)] == [
         range(1, 2),
         range(1, 2),
@@ -106,12 +108,12 @@ def test_start_epochs_move_up_to_the_last_and_stay_there() -> None:
         range(1, 6),
         range(1, 6),
     ]
-    assert Epochs(6, 1).starts(0) == range(6)
+    assert Spans(6, 1).starts(0) == range(6)
 
 
 def test_ignored_parameters_are_not_compared(network: FlatNetwork, synthetic: SyntheticImages, scene: Scene) -> None:
     """Half of the parameters ignored: the distance is that of the deeper half."""
-    match = TrajectoryMatching(2, 1, 1, ignored_fraction=0.5)(Derivatives(network), synthetic, scene)
+    match = TrajectoryMatching(2, 1, 1, ignored_fraction=0.5)(Derivatives(network), synthetic.decoded(), scene)
     half = network.num_parameters // 2
     for loss, student, start, target in zip(match.loss, match.student, *scene.segments, strict=True):
         expected = (student - target)[half:].square().sum() / (start - target)[half:].square().sum()
@@ -142,5 +144,5 @@ def test_work_counts_what_a_segment_asks_of_the_derivatives(
             return super().sweep(theta, images, labels, cotangent, along_theta)
 
     derivatives, objective = Counting(network), TrajectoryMatching(5, 1, 1, synthetic_batch_size=4)
-    objective(derivatives, synthetic, scene).loss.sum().backward()
+    objective(derivatives, synthetic.decoded(), scene).loss.sum().backward()
     assert objective.work(2, 3) == Work(4, derivatives.gradients // 2, derivatives.sweeps // 2)
