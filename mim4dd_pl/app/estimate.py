@@ -118,7 +118,7 @@ def _experts(module: DistillationModule | ExpertModule, data: ImageDataModule, l
     if not missing:
         return 0.0, 0.0
     images = data.train.to(device)
-    engine = experts.derivatives(module.network, images, module.compiles, device)
+    engine = experts.derivatives(getattr(module, "trained_network", module.network), images, module.compiles, device)
     networks = min(missing, at_once(device))
     step = training_step(engine, images, experts.training, networks)
     spent = missing * (experts.training.steps(len(images)) * step + len(data.validation) * look)

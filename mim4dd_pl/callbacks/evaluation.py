@@ -61,7 +61,7 @@ class Evaluation(L.Callback):
         validations = trainer.max_steps // max(int(trainer.val_check_interval), 1)
         self.evaluator = Evaluator(
             self.protocol,
-            module.network,
+            module.trained_network,
             module.stream.at("evaluation"),
             device,
             test_images=lambda: data.test.to(device).batches(size),

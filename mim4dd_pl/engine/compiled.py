@@ -34,6 +34,8 @@ class _Functions:
             network.image_shape,
             network.num_classes,
         )
+        if network.half_precision:  # for which the compiler's own convolutions are the faster ones
+            self.network = network
 
     def losses(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with NormsAsFormulas():

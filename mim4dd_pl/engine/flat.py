@@ -45,6 +45,7 @@ class FlatNetwork:
     Attributes:
         num_parameters: P.
         num_parametric_modules: Modules that hold parameters of their own: more than there are feature maps.
+        half_precision: Whether it computes in bfloat16, with parameters and results in float32.
         mixes_images: Whether an image's logits depend on the others of its batch: with batch norm they do, else it is
             measured.
     """
@@ -53,6 +54,7 @@ class FlatNetwork:
         self.factory = factory
         self.image_shape = image_shape
         self.num_classes = num_classes
+        self.half_precision = False
         with Stream(0).at("shape only").as_global():
             self._network = factory(image_shape, num_classes).requires_grad_(False)
         self._show_layers = _ShowLayers(self._network)
@@ -93,6 +95,14 @@ class FlatNetwork:
             raise ValueError(f"model must return logits of shape (B, C), got {got} for B = 2.")
         factory = cast(NetworkFactory, lambda *_: copy.deepcopy(pure))
         return cls(factory, image_shape, logits.shape[1])
+
+    def in_half_precision(self) -> "FlatNetwork":
+        """The same network computed in bfloat16 where torch's autocast does: two to three times as fast where a
+        processor has it, with two to three digits. Parameters, gradients and results stay in float32.
+        """
+        network = copy.copy(self)
+        network.half_precision = True
+        return network
 
     @property
     def name(self) -> str:
@@ -140,14 +150,22 @@ class FlatNetwork:
             Shape (B, C).
         """
         named = {**self.unflatten(theta), **(statistics or {})}
-        logits: Tensor = functional_call(self._network, named, (images,))
-        return logits
+        if not self.half_precision:
+            logits: Tensor = functional_call(self._network, named, (images,))
+            return logits
+        with torch.autocast(images.device.type, torch.bfloat16):
+            logits = functional_call(self._network, named, (images,))
+        return logits.float()
 
     def layers(self, theta: Tensor, images: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, ...]:
         """One feature map per block, shallow to deep, each of shape (B, c_k, h_k, w_k); arguments as in a call."""
         named = {f"network.{name}": part for name, part in {**self.unflatten(theta), **(statistics or {})}.items()}
-        layers: tuple[Tensor, ...] = functional_call(self._show_layers, named, (images,))
-        return layers
+        if not self.half_precision:
+            layers: tuple[Tensor, ...] = functional_call(self._show_layers, named, (images,))
+            return layers
+        with torch.autocast(images.device.type, torch.bfloat16):
+            layers = functional_call(self._show_layers, named, (images,))
+        return tuple(layer.float() for layer in layers)
 
     def calibrate(self, theta: Tensor, batches: Iterable[Tensor]) -> Statistics:
         """What batch norms need to classify each image alone: the statistics of their inputs over ``batches``.
