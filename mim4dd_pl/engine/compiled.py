@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -67,6 +67,21 @@ class _Functions:
         return value, torch.zeros_like(theta), *others  # the compiler leaves out what is not returned
 
 
+class _OfLeaf(torch.autograd.Function):
+    """A function of a leaf that stands for ``images``: the compiler looks at ``.grad``, and torch warns elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            ctx.leaf = images.detach().requires_grad_()
+            ctx.result = function(ctx.leaf)
+        return cast(Tensor, ctx.result.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Tensor, None]:
+        return torch.autograd.grad(ctx.result, ctx.leaf, cotangents, retain_graph=True)[0], None
+
+
 class CompiledDerivatives(Derivatives):
     """The same, compiled for minibatches of one size; others, such as the rest of an epoch, take the plain way.
 
@@ -113,8 +128,11 @@ class CompiledDerivatives(Derivatives):
         return super()._logits(theta, images) if logits is None else logits
 
     def _with_graph(self, name: str, theta: Tensor, images: Tensor) -> Tensor:
-        result: Tensor = self._functions[name](theta, images.contiguous())
-        if result.requires_grad and name not in self._proven:  # its backward is compiled when it is first asked for
+        function, images = partial(self._functions[name], theta), images.contiguous()
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return cast(Tensor, function(images))
+        result = cast(Tensor, _OfLeaf.apply(images, function))
+        if name not in self._proven:  # its backward is compiled when it is first asked for
             torch.autograd.grad(result.sum(), images, retain_graph=True)
         return result
 

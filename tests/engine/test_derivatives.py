@@ -96,6 +96,39 @@ def test_compiled_derivatives_equal_plain_ones(
     assert_close(sweep, plain.sweep(theta, images, labels, cotangent))
 
 
+@pytest.mark.parametrize("name", ["features", "logits"])
+def test_compiled_features_and_their_gradient_on_the_images_equal_plain_ones(
+    wide: FlatNetwork, compiled: CompiledDerivatives, stream: Stream, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    theta, images, _, _ = arguments(wide, stream, batch=34)  # two chunks of 17
+    pixels = images[0].requires_grad_()
+    results: list[tuple[Tensor, ...]] = []
+    with caplog.at_level(logging.WARNING, "mim4dd_pl"):
+        for form in (compiled, Derivatives(wide)):
+            values = getattr(form, name)(theta[0], pixels)
+            cotangent = randn(stream.at("cotangent"), *values.shape)
+            results.append((values.detach(), *torch.autograd.grad((values * cotangent).sum(), pixels)))
+            with torch.no_grad():
+                assert torch.allclose(getattr(form, name)(theta[0], pixels), values)
+    assert not [record for record in caplog.records if record.name.startswith("mim4dd_pl")]  # it did compile
+    assert_close(results[0], results[1])
+    whole = wide(theta[0], pixels) if name == "logits" else wide.layers(theta[0], pixels)[-1].flatten(1)
+    assert torch.allclose(results[1][0], whole)
+
+
+def test_half_precision_is_near_single_precision_and_gives_float32(wide: FlatNetwork, stream: Stream) -> None:
+    theta, images, labels, _ = arguments(wide, stream)
+    theta, images = theta.float(), images.float()
+    half, plain = Derivatives(wide.in_half_precision()), Derivatives(wide)
+    for ours, exact in (
+        (half.gradient(theta, images, labels), plain.gradient(theta, images, labels)),
+        (half.features(theta[0], images[0]), plain.features(theta[0], images[0])),
+        (half.logits(theta[0], images[0]), plain.logits(theta[0], images[0])),
+    ):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - exact).norm() < 0.1 * exact.norm()
+
+
 @pytest.mark.parametrize("optimizer", [SGD(), Momentum(0.9), Adam(eps=1e-3)], ids=lambda rule: type(rule).__name__)
 @pytest.mark.parametrize("window", [None, range(1, 3)], ids=["whole", "truncated"])
 def test_a_compiled_unroll_equals_the_full_graph(

@@ -5,16 +5,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from mim4dd_pl import DistilledDataset
 from mim4dd_pl.basics.errors import StoredFileError
 from mim4dd_pl.basics.files import sha256
 from mim4dd_pl.basics.randomness import Stream
+from mim4dd_pl.data.formation import decode
 from mim4dd_pl.data.normalization import Normalization, whitened
 from mim4dd_pl.stored.artefact import read_distilled, write_distilled
 from mim4dd_pl.stored.distilled import Distilled, sheet
@@ -73,6 +76,48 @@ def test_dataset_gives_normalised_images_and_labels(distilled: Distilled, folder
     assert label == 1
     assert torch.equal(image, distilled.images[2])
     assert data.student_lr == pytest.approx(0.02)
+
+
+def test_canvases_are_stored_and_the_dataset_gives_the_images_in_them(distilled: Distilled, tmp_path: Path) -> None:
+    soft = randn(Stream(1), 16, 2, dtype=torch.float32)
+    write_distilled(tmp_path / "set", replace(distilled, formation=2, label_logits=soft), tensors=True)
+    stored, data = read_distilled(tmp_path / "set"), DistilledDataset(tmp_path / "set")
+    assert stored.formation == data.formation == 2
+    assert torch.equal(stored.images, distilled.images)
+    assert torch.equal(data.canvases, distilled.images)
+    assert torch.equal(data.images, decode(distilled.images, 2))
+    assert (len(data), data.pixels().shape) == (16, (16, 3, 8, 8))
+    assert data.labels.tolist() == [0] * 8 + [1] * 8
+    assert torch.equal(torch.as_tensor(data[9][1]), soft.softmax(1)[9])
+    given = stored.training_set(torch.device("cpu"))
+    assert torch.equal(given.images, data.images)
+    assert torch.equal(torch.load(tmp_path / "set/images.pt", weights_only=True), data.images)
+    card = (tmp_path / "set/README.md").read_text(encoding="utf-8")
+    assert "2 per class, 2x2" in card
+    assert "Each holds 4 smaller ones: students train on 16." in card
+    assert sheet(stored).shape == sheet(distilled).shape  # pictures show canvases
+
+
+def test_a_set_of_whole_images_is_what_earlier_versions_read(folder: Path) -> None:
+    assert json.loads((folder / "manifest.json").read_text())["schema"] == 1
+
+
+@pytest.mark.parametrize(
+    ("formation", "message"), [(9, "formation must lie in 1..8"), (0, "formation"), ("2", "whole")]
+)
+def test_a_formation_that_does_not_fit_the_images_is_refused(
+    distilled: Distilled, tmp_path: Path, formation: Any, message: str
+) -> None:
+    write_distilled(tmp_path / "set", distilled)
+    path = tmp_path / "set" / "distilled.safetensors"
+    about = {"schema": 2, "formation": formation, "classes": distilled.classes, "facts": {}}
+    save_file(distilled.tensors(), path, {"mim4dd_pl": json.dumps(about)})
+    manifest = tmp_path / "set" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["sha256"][path.name] = sha256(path)
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(StoredFileError, match=message):
+        read_distilled(tmp_path / "set")
 
 
 def test_normalize_is_the_inverse_of_how_the_images_look(distilled: Distilled, folder: Path) -> None:
