@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mim4dd_pl.basics.errors import UserError
+
 MOST_FEATURES = 4096
 """c * h * w up to which images are whitened: the matrix has this number squared of entries."""
 
@@ -79,13 +81,12 @@ class Normalization:
         """What black and white pixels become in each channel, shape (2, c, 1, 1).
 
         Raises:
-            ValueError: With a whitening, which mixes pixels.
+            UserError: With a whitening, which mixes pixels.
         """
         if self.whitening is not None:
-            raise ValueError(
-                "Whitened images have no range of their own pixels: set data.zca or clamp_images to false."
-            )
-        return self(torch.stack([torch.zeros(len(self.mean), 1, 1), torch.ones(len(self.mean), 1, 1)]).to(self.mean))
+            raise UserError("Whitened pixels have no range of their own: set data.zca or model.clamp_images to false.")
+        black = torch.zeros(len(self.mean), 1, 1).to(self.mean)
+        return self(torch.stack([black, black + 1]))
 
     def equals(self, other: "Normalization") -> bool:
         """Whether both do the same to every image."""
