@@ -160,8 +160,10 @@ def _evaluation(
         elif isinstance(callback, Analysis):
             analysis += 2 * row / rows.students + _looks(module, data, callback)
         elif isinstance(callback, ClosingTable):
-            # Best, last, random real images with their classes and with an expert's labels; soft labels made hard.
-            closing += (5 if module.soft_labels is not None else 4) * (row + rows.test)
+            # Best, last, random real images with their classes and with an expert's labels; soft labels made hard, and
+            # canvases of real images.
+            count = 4 + (module.soft_labels is not None) + (module.synthetic.formation > 1)
+            closing += count * (row + rows.test)
             if callback.whole_set is not None:
                 closing += rows.trained(data.train.to(module.device), callback.whole_set) + rows.test
     minutes = {"evaluation": validations * validation / 60, "closing table": closing / 60}

@@ -7,7 +7,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-YOUNG = {"activation": "relu", "sharpness_radius": 0.0, "lr_drops": [], "lr_factor": 0.1, "cutmix": 0.0}
+YOUNG = {
+    "activation": "relu",
+    "sharpness_radius": 0.0,
+    "lr_drops": [],
+    "lr_factor": 0.1,
+    "cutmix": 0.0,
+    "formation": 1,
+    "clamp_images": False,
+}
 """Settings that are younger than some experts and checkpoints, and what they were before there was a choice.
 
 A text names them only where they differ from this."""
