@@ -15,6 +15,7 @@ YOUNG = {
     "cutmix": 0.0,
     "formation": 1,
     "clamp_images": False,
+    "half_precision": False,
 }
 """Settings that are younger than some experts and checkpoints, and what they were before there was a choice.
 

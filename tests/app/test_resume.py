@@ -287,7 +287,7 @@ def test_a_checkpoint_older_than_a_setting_goes_on_with_what_there_was_before() 
     state = dict.fromkeys(("state_dict", "optimizer_states", "loops", "global_step"))
     state["callbacks"] = {"KeepRecipe": {"model.lr_images": 1.0}}
     now = {"model.lr_images": 1.0, "model.experts.training.lr_drops": [], "model.experts.training.cutmix": 0.0}
-    now |= {"model.init_args.formation": 1, "model.init_args.clamp_images": False}
+    now |= {"model.init_args.formation": 1, "model.init_args.half_precision": False}
     assert difference(state, now) is None
     changed = {**now, "model.experts.training.cutmix": 0.5}
     assert difference(state, changed) == "was made with model.experts.training.cutmix 0.0, this recipe has 0.5"
