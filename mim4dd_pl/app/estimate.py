@@ -148,9 +148,10 @@ def _evaluation(
 ) -> dict[str, float]:
     """Minutes of the evaluations during the run, of the closing table, and of the analysis."""
     evaluation.attach(trainer, module, data)
-    rows = _Rows(evaluation.evaluator, data, look)
+    rows, during = (_Rows(each, data, look) for each in (evaluation.evaluator, evaluation.validator))
     decoded = module.synthetic.decoded()
-    row = rows.trained(InMemory(decoded.images.detach(), decoded.targets.detach()))
+    synthetic = InMemory(decoded.images.detach(), decoded.targets.detach())
+    row, validation = rows.trained(synthetic), during.trained(synthetic) + during.validation
     validations = trainer.max_steps // int(trainer.val_check_interval)
     closing = analysis = 0.0
     for callback in callbacks_of(trainer, L.Callback):
@@ -159,12 +160,13 @@ def _evaluation(
         elif isinstance(callback, Analysis):
             analysis += 2 * row / rows.students + _looks(module, data, callback)
         elif isinstance(callback, ClosingTable):
-            # Best, last, random real images with their classes and with an expert's labels; soft labels made hard.
-            closing += (5 if module.soft_labels is not None else 4) * (row + rows.test)
+            # Best, last, random real images with their classes and with an expert's labels; soft labels made hard, and
+            # canvases of real images.
+            count = 4 + (module.soft_labels is not None) + (module.synthetic.formation > 1)
+            closing += count * (row + rows.test)
             if callback.whole_set is not None:
                 closing += rows.trained(data.train.to(module.device), callback.whole_set) + rows.test
-    during = validations * (row + rows.validation)
-    minutes = {"evaluation": during / 60, "closing table": closing / 60}
+    minutes = {"evaluation": validations * validation / 60, "closing table": closing / 60}
     return {**minutes, "analysis": analysis / 60} if analysis else minutes
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mim4dd_pl.app.recipes import settings_of, short_classes
 from mim4dd_pl.basics.errors import StoredFileError, UserError
 from mim4dd_pl.basics.files import locked
+from mim4dd_pl.basics.identity import YOUNG
 from mim4dd_pl.basics.names import row_curve
 from mim4dd_pl.basics.runs import RunFolder
 from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
@@ -74,7 +75,8 @@ def difference(checkpoint: dict[str, Any], settings: dict[str, Any], changes: Se
         return "is no checkpoint of `mim4dd fit`"
     kept = short_classes(kept)
     for key in sorted(kept.keys() | settings.keys()):
-        then, now, name = kept.get(key, "none"), settings.get(key, "none"), key.replace(".init_args", "")
+        before = YOUNG.get(key.rpartition(".")[2], "none")
+        then, now, name = kept.get(key, before), settings.get(key, "none"), key.replace(".init_args", "")
         if then != now and not _named(name, changes):
             return f"was made with {name} {then}, this recipe has {now}"
     return None

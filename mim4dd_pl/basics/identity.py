@@ -7,8 +7,19 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-_YOUNG = {"activation": "relu", "sharpness_radius": 0.0}
-"""Settings that a text names only where they differ from this: experts and checkpoints are older than the choice."""
+YOUNG = {
+    "activation": "relu",
+    "sharpness_radius": 0.0,
+    "lr_drops": [],
+    "lr_factor": 0.1,
+    "cutmix": 0.0,
+    "formation": 1,
+    "clamp_images": False,
+    "half_precision": False,
+}
+"""Settings that are younger than some experts and checkpoints, and what they were before there was a choice.
+
+A text names them only where they differ from this."""
 
 
 class Identity(dict[str, Any]):
@@ -63,7 +74,7 @@ def words(settings: Mapping[str, Any]) -> str:
     """``depth=3, width=128``; a list that stands alone has no name."""
     if len(settings) == 1 and isinstance(alone := next(iter(settings.values())), list):
         return ", ".join(map(str, alone))
-    return ", ".join(f"{key}={text(value)}" for key, value in settings.items() if (key, value) not in _YOUNG.items())
+    return ", ".join(f"{key}={text(value)}" for key, value in settings.items() if (key, value) not in YOUNG.items())
 
 
 def text(value: Any) -> str:

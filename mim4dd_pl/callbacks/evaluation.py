@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import lightning as L
 
+from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.names import DISTILLED, accuracy_of, accuracy_std_of
 from mim4dd_pl.callbacks.run import learned_set
 from mim4dd_pl.data.sets import Batch
@@ -23,6 +25,10 @@ from mim4dd_pl.stored.distilled import Distilled
 class Evaluation(L.Callback):
     """Trains students on the synthetic images whenever the Trainer validates or tests, and logs their accuracy.
 
+    During a fit fewer students and epochs may do, all else the same. Then all validations of the fit are by this
+    cheaper protocol, the last one too, and so is the choice of the best set; the closing table, an analysis,
+    ``validate`` and ``test`` are by the full one.
+
     Logs ``validation/accuracy`` and ``validation/accuracy_std`` (or ``test/...``), fractions in [0, 1]; the std is
     over students, with the n - 1 of a sample. Every evaluation trains the same students (same initialisations, order
     and augmentation), so its course over a run shows the images and not the luck of the draw. Processes share the
@@ -34,20 +40,36 @@ class Evaluation(L.Callback):
         lrs: Instead of ``training.lr``: ``learned`` is the learning rate that was learned with the images (controls,
             which have none, keep ``training.lr``); several are tried, and the best on the validation images counts,
             for the distilled set and for random real images alike.
+        during_students: In place of ``num_students`` at the validations of a fit, at least 2.
+        during_epochs: Likewise of the epochs of ``training``.
 
     Attributes:
         distilled: Evaluated in place of the module's images, if set.
         across: Other networks that a test trains as well.
-        evaluator: What trains and scores students in this run, for other callbacks too.
+        protocol: The full one.
+        during: That of the validations of a fit.
+        evaluator: What trains and scores students by ``protocol``, for other callbacks too.
+        validator: The same by ``during``.
         latest: The score of the last validation or test.
     """
 
-    def __init__(self, training: Training, num_students: int = 5, lrs: LearningRates = None) -> None:
-        if num_students < 2:
-            raise ValueError(f"num_students must be at least 2 (for a std), got {num_students}.")
+    def __init__(
+        self,
+        training: Training,
+        num_students: int = 5,
+        lrs: LearningRates = None,
+        during_students: int | None = None,
+        during_epochs: int | None = None,
+    ) -> None:
+        for name, count in {"num_students": num_students, "during_students": during_students}.items():
+            if count is not None and count < 2:
+                raise ValueError(f"{name} must be at least 2 (for a std), got {count}.")
+        check_positive(during_epochs=during_epochs)
         if isinstance(lrs, list) and not (lrs and all(0 < lr < math.inf for lr in lrs)):
             raise ValueError(f"lrs must be `learned` or positive learning rates, got {lrs}.")
         self.protocol = Protocol(training, num_students, lrs)
+        shorter = replace(training, epochs=during_epochs or training.epochs)
+        self.during = Protocol(shorter, during_students or num_students, lrs)
         self.distilled: Distilled | None = None
         self.across: Sequence[FlatNetwork] = ()
         self._compiled: dict[str, bool] = {}
@@ -59,6 +81,9 @@ class Evaluation(L.Callback):
         """Get ready to train the students of a run; its processes share them."""
         device, size = trainer.strategy.root_device, data.evaluation_batch_size
         validations = trainer.max_steps // max(int(trainer.val_check_interval), 1)
+        # A table and an analysis at the end train on the synthetic images, or as many real ones, as well.
+        epochs = validations * self.during.epochs + 4 * self.protocol.epochs
+        times = [-(-epochs // (each.num_students * each.training.epochs)) for each in (self.protocol, self.during)]
         self.evaluator = Evaluator(
             self.protocol,
             module.trained_network,
@@ -67,12 +92,12 @@ class Evaluation(L.Callback):
             test_images=lambda: data.test.to(device).batches(size),
             validation_images=lambda: data.validation.to(device).batches(size),
             compile=module.compiles,
-            # A table and an analysis at the end train on the synthetic images, or as many real ones, as well.
-            times=len(self.protocol.candidates()) * (validations + 4),
+            times=times[0],
             share=partial(own_share, trainer),
             added_up=partial(added_up, trainer),
             compiled=self._compiled,
         )
+        self.validator = replace(self.evaluator, protocol=self.during, times=times[1])
 
     # A checkpoint holds what was compiled, so that its test and its continuation compute as it did.
 
@@ -88,7 +113,8 @@ class Evaluation(L.Callback):
         return learned_set(module) if self.distilled is None else self.distilled
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._students = self.evaluator.train_on(self.evaluated(cast(DistillationModule, pl_module)))
+        evaluator = self.validator if trainer.state.fn == "fit" else self.evaluator
+        self._students = evaluator.train_on(self.evaluated(cast(DistillationModule, pl_module)))
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any

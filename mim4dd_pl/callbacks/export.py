@@ -41,10 +41,14 @@ class Export(L.Callback):
             return
         module = cast(DistillationModule, pl_module)
         accuracy, std = (float(trainer.callback_metrics[name]) for name in (VALIDATION_ACCURACY, VALIDATION_STD))
+        evaluation = find(trainer, Evaluation)
+        during, by = evaluation.during, ""
+        if during != evaluation.protocol:
+            by = f" ({during.num_students} students of {during.training.epochs} epochs)"
         distilled = learned_set(
             module,
-            validation_accuracy=f"{accuracy:.4f} +- {std:.4f}",
-            students=repr(find(trainer, Evaluation).protocol.training),
+            validation_accuracy=f"{accuracy:.4f} +- {std:.4f}{by}",
+            students=repr(evaluation.protocol.training),
         )
         run, folders = run_folder(trainer), ["last"]
         if accuracy > self.best_accuracy:

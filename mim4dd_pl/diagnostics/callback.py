@@ -80,7 +80,7 @@ class Diagnostics(L.Callback):
         module = cast(DistillationModule, pl_module)
         if data_of(module).validate_on == "test":
             return
-        evaluator = find(trainer, Evaluation).evaluator
+        evaluator = find(trainer, Evaluation).validator
         students = evaluator.protocol.num_students
         if not self._random_real:  # as many images, another draw for each student
             random = evaluator.train(random_sets(module, len(module.synthetic.labels), students))

@@ -51,6 +51,11 @@ class Protocol:
             return self.lrs
         return [self.training.lr if learned_lr is None or self.lrs is None else learned_lr]
 
+    @property
+    def epochs(self) -> int:
+        """Of one row: those of its students, at every learning rate that is tried, added up."""
+        return len(self.candidates()) * self.num_students * self.training.epochs
+
 
 class Students(NamedTuple):
     """This process's share of the students of a row, the images that each was trained on, and its learning rate."""
@@ -72,7 +77,7 @@ class Evaluator:
         test_images: Which students are scored on.
         validation_images: On which learning rates are chosen; not read where there is nothing to choose.
         compile: Compile their steps: ``auto`` where it pays.
-        times: How often students are trained by ``protocol`` on sets of one size, which decides whether it pays.
+        times: How often K students are trained by ``protocol`` on sets of one size, which decides whether it pays.
         share: Those below a number of students that this process trains; all of them by default.
         added_up: The sum of a tensor over all processes; by default over this one.
         compiled: What was decided about compiling: with the decisions of a checkpoint, a run computes as it did before.
@@ -89,7 +94,7 @@ class Evaluator:
     share: Callable[[int], range] = range
     added_up: Callable[[Tensor], Tensor] = torch.clone
     compiled: dict[str, bool] = field(default_factory=dict)
-    _derivatives: dict[str, Derivatives] = field(default_factory=dict)
+    _derivatives: dict[tuple[str, bool], Derivatives] = field(default_factory=dict)
 
     def alone(self) -> "Evaluator":
         """The same in one process, whatever the others do."""
@@ -102,13 +107,15 @@ class Evaluator:
         times = self.times if training is None and network is None else 1
         training, network = training or self.protocol.training, network or self.network
         size = min(training.batch_size, num_images)
-        key = f"{training.epochs} epochs of {num_images} images in batches of {size}, {network.name}"
+        sizes = f"{num_images} images in batches of {size}, {network.name}"
+        key = f"{training.epochs} epochs of {sizes}"
         if key not in self.compiled:
             work = training.work(num_images, times * self.protocol.num_students)
             self.compiled[key] = worth_compiling(network, self.compile, work)
-        if key not in self._derivatives:
-            self._derivatives[key] = derivatives(network, self.compiled[key], size, self.device)
-        return self._derivatives[key]
+        engine = sizes, self.compiled[key]  # one, whatever the epochs
+        if engine not in self._derivatives:
+            self._derivatives[engine] = derivatives(network, self.compiled[key], size, self.device)
+        return self._derivatives[engine]
 
     def train(
         self,

@@ -4,8 +4,10 @@ K networks are trained at once, as pure functions of flat vectors, on batches sl
 network, so K is 1 there (see :func:`at_once`).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,8 +16,9 @@ from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.basics.identity import identity, text
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.augment import DSA
-from mim4dd_pl.data.sets import Indexable
-from mim4dd_pl.engine.derivatives import Derivatives, Work
+from mim4dd_pl.data.cutmix import cutmix
+from mim4dd_pl.data.sets import Batch, Indexable
+from mim4dd_pl.engine.derivatives import Derivatives, Work, soft
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,14 @@ class Training:
         lr: Learning rate, positive.
         momentum: In [0, 1).
         weight_decay: Coefficient of theta added to the gradient.
-        decay_at_half: Multiply the learning rate by 0.1 after half of the epochs.
+        decay_at_half: Drop the learning rate after half of the epochs.
         augment: Augmentation, one operation per minibatch; none by default.
         sharpness_radius: rho of sharpness-aware steps, for flat experts as FTD wants them; 0, plain SGD, by default.
+        lr_drops: Fractions of the epochs, rising in (0, 1), at which the learning rate drops as well, each at the
+            nearest whole epoch.
+        lr_factor: What a drop multiplies it by, in (0, 1].
+        cutmix: Probability with which a minibatch goes through CutMix, after ``augment``; in [0, 1]. Above 0, every
+            minibatch has soft labels.
     """
 
     epochs: int
@@ -41,6 +49,9 @@ class Training:
     decay_at_half: bool = False
     augment: DSA | None = None
     sharpness_radius: float = 0.0
+    lr_drops: tuple[float, ...] = ()
+    lr_factor: float = 0.1
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(epochs=self.epochs, batch_size=self.batch_size)
@@ -53,6 +64,12 @@ class Training:
             )
         if not 0 <= self.sharpness_radius < float("inf"):
             raise ValueError(f"sharpness_radius must be at least 0 and finite, got {self.sharpness_radius}.")
+        if not all(earlier < later for earlier, later in pairwise((0.0, *self.lr_drops, 1.0))):
+            raise ValueError(f"lr_drops must rise within (0, 1), got {list(self.lr_drops)}.")
+        if not 0 < self.lr_factor <= 1:
+            raise ValueError(f"lr_factor must lie in (0, 1], got {self.lr_factor}.")
+        if not 0 <= self.cutmix <= 1:
+            raise ValueError(f"cutmix must be a probability in [0, 1], got {self.cutmix}.")
 
     def __repr__(self) -> str:
         return text(identity(self))
@@ -70,6 +87,22 @@ class Training:
         tiny = torch.finfo(gradient.dtype).tiny
         uphill = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=tiny)
         return derivatives.gradient(theta + self.sharpness_radius * uphill, images, labels)
+
+    def lr_of(self, epoch: int) -> float:
+        """The learning rate in an epoch, counted from 0."""
+        drops = {*self.lr_drops, *([0.5] if self.decay_at_half else [])}
+        passed = sum(epoch >= math.ceil(at * self.epochs - 0.5) for at in drops)
+        return self.lr * self.lr_factor**passed
+
+    def minibatch(self, batch: Batch, num_classes: int, stream: Stream, at: tuple[int, int]) -> Batch:
+        """What a network sees of a minibatch in a step ``at`` (epoch, step), as its stream decides."""
+        images, labels = batch
+        if self.augment is not None:
+            images = self.augment(images, stream.at("augment", *at))
+        if self.cutmix:
+            labels = distributions(labels, num_classes, images.dtype)
+            images, labels = cutmix(images, labels, self.cutmix, stream.at("cutmix", *at))
+        return Batch(images, labels)
 
     def steps(self, num_images: int) -> int:
         """Steps of one network on so many images."""
@@ -107,7 +140,7 @@ def train(
     """
     velocity = torch.zeros_like(theta)
     for epoch in range(training.epochs):
-        lr = training.lr * (0.1 if training.decay_at_half and epoch >= training.epochs // 2 else 1.0)
+        lr = training.lr_of(epoch)
         orders = [
             torch.randperm(len(images), generator=stream.at("order", epoch).generator())
             .to(theta.device)
@@ -115,15 +148,21 @@ def train(
             for images, stream in zip(sets, streams, strict=True)
         ]
         for step, chosen in enumerate(zip(*orders, strict=True)):
-            x, y = zip(*(images.batch(indices) for images, indices in zip(sets, chosen, strict=True)), strict=True)
-            if training.augment is not None:
-                x = tuple(
-                    training.augment(part, stream.at("augment", epoch, step))
-                    for part, stream in zip(x, streams, strict=True)
-                )
+            batches = (
+                training.minibatch(images.batch(indices), derivatives.network.num_classes, stream, (epoch, step))
+                for images, indices, stream in zip(sets, chosen, streams, strict=True)
+            )
+            x, y = zip(*batches, strict=True)
             gradient = training.gradient(derivatives, theta, torch.stack(x), torch.stack(y))
             if training.weight_decay:
                 gradient = gradient + training.weight_decay * theta
             velocity = training.momentum * velocity + gradient if training.momentum else gradient
             theta = theta - lr * velocity
         yield theta
+
+
+def distributions(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Soft labels, shape (B, C): as they are, or all on the class where labels are classes, shape (B,)."""
+    if soft(labels):
+        return labels
+    return torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device).scatter_(1, labels[:, None], 1)

@@ -59,6 +59,22 @@ def test_the_baseline_of_the_diagnostics_and_the_analysis_are_counted(
     assert shown[0]["analysis"] > 0
 
 
+def test_cheaper_validations_cost_the_run_less_and_the_table_as_much(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Were every part a second: 2 students of 150 epochs in place of 5 of 300 are a fifth."""
+    for place in MEASURE:
+        monkeypatch.setattr(place, lambda *_: 1.0)
+    callbacks = yaml.safe_load(DIGITS.read_text())["trainer"]["callbacks"]
+    shown = []
+    for cheaper in ({}, {"during_students": 2, "during_epochs": 150}):
+        next(each for each in callbacks if each["class_path"] == "Evaluation")["init_args"] |= cheaper
+        assert main(["check", "-c", str(DIGITS), f"--trainer.callbacks={yaml.safe_dump(callbacks)}"]) == 0
+        shown.append(numbers(capsys.readouterr().out))
+    assert shown[1]["evaluation"] == pytest.approx(shown[0]["evaluation"] / 5, rel=0.01)
+    assert shown[1]["closing table"] == shown[0]["closing table"]
+
+
 def test_the_disk_is_what_the_experts_take(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = ["-c", str(CONFIGS / "experts/digits.yaml"), "--trainer.enable_progress_bar=false"]
     width = "--model.init_args.network.init_args.width=128"

@@ -283,6 +283,33 @@ def test_a_class_is_the_same_wherever_its_file_lies() -> None:
     assert difference({**state, "callbacks": {"KeepRecipe": kept}}, now) is None
 
 
+def test_a_checkpoint_older_than_a_setting_goes_on_with_what_there_was_before() -> None:
+    state = dict.fromkeys(("state_dict", "optimizer_states", "loops", "global_step"))
+    state["callbacks"] = {"KeepRecipe": {"model.lr_images": 1.0}}
+    now = {"model.lr_images": 1.0, "model.experts.training.lr_drops": [], "model.experts.training.cutmix": 0.0}
+    now |= {"model.init_args.formation": 1, "model.init_args.half_precision": False}
+    assert difference(state, now) is None
+    changed = {**now, "model.experts.training.cutmix": 0.5}
+    assert difference(state, changed) == "was made with model.experts.training.cutmix 0.0, this recipe has 0.5"
+    assert difference(state, {**now, "model.momentum": 0.5}) == (
+        "was made with model.momentum none, this recipe has 0.5"
+    )
+
+
+def test_a_resumed_run_whose_validations_are_cheaper_equals_one_that_was_not_stopped(tmp_path: Path) -> None:
+    cheaper = RECIPE[-1].replace(
+        "{num_students: 2, training: {epochs: 3}}",
+        "{num_students: 3, during_students: 2, during_epochs: 2, training: {epochs: 4, cutmix: 0.5, lr_drops: [0.6]}}",
+    )
+    assert cheaper != RECIPE[-1]
+    runs = [[*RECIPE[:-1], cheaper, *in_folder(tmp_path / which)] for which in ("whole", "killed")]
+    assert main(runs[0]) == 0
+    kill(runs[1], 7, "step")
+    assert main([*runs[1], "--ckpt_path=last"]) == 0
+    outcomes = [outcome(tmp_path / which / "digits/version_0") for which in ("whole", "killed")]
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+
+
 def test_a_run_whose_heads_learned_from_an_unweighted_literal_term_is_not_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,11 @@ def callbacks(lrs: str = "null", whole: str = "null") -> str:
         {{class_path: ClosingTable, init_args: {{whole_set: {whole}}}}}, {{class_path: LastCheckpoint}}]"""
 
 
+def cheaper(during: str) -> str:
+    """The callbacks of a recipe whose validations differ so from its table."""
+    return callbacks().replace("lrs: null", during)
+
+
 @pytest.fixture(scope="module")
 def run(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run with everything in its table."""
@@ -210,6 +215,34 @@ def test_validate_takes_a_distilled_set_too(run: Path, recipe: list[str], capsys
     assert re.search(r"^validation accuracy [0-9.]+ \+- [0-9.]+ % \(2 students\)$", capsys.readouterr().out, re.M)
 
 
+def test_validations_of_a_fit_may_be_cheaper_than_its_table(
+    recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are what a run of the cheaper protocol has, the best set by them too; its table is that of the full one."""
+    full, cheap = (f"num_students: {count}, training: {{epochs: {epochs}}}" for count, epochs in ((3, 5), (2, 2)))
+    both = f"{full}, during_students: 2, during_epochs: 2"
+    runs = []
+    for number, settings in enumerate((full, cheap, both)):
+        callbacks = f"""--trainer.callbacks=[{{class_path: Evaluation, init_args: {{{settings}}}}},
+            {{class_path: Export}}, {{class_path: ClosingTable}}, {{class_path: LastCheckpoint}}]"""
+        run = [*recipe, f"--trainer.logger.init_args.save_dir={tmp_path}/{number}", callbacks]
+        assert main(["fit", *run]) == 0
+        runs.append(tmp_path / f"{number}/digits/version_0")
+    events = [EventAccumulator(str(folder)).Reload() for folder in runs]
+    curves = [[event.value for event in each.Scalars("validation/accuracy")] for each in events]
+    assert curves[2] == curves[1] != curves[0]
+    kept = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["Export"] for folder in runs]
+    assert kept[2] == kept[1]
+    rows = [json.loads((folder / "results.json").read_text())["test"][-3:] for folder in runs]
+    assert rows[2] == rows[0]
+    facts = [DistilledDataset(folder / "distilled/last").facts for folder in runs]
+    assert facts[2]["validation accuracy"] == f"{facts[1]['validation accuracy']} (2 students of 2 epochs)"
+    assert facts[2]["students"] == facts[0]["students"]
+    capsys.readouterr()
+    assert main(["validate", *run, "--ckpt_path=last"]) == 0
+    assert "% (3 students)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -217,6 +250,8 @@ def test_validate_takes_a_distilled_set_too(run: Path, recipe: list[str], capsys
         (["--distilled=nowhere"], 4, "No distilled set in nowhere"),
         ([callbacks("[0.1, 0]"), "--distilled=x"], 2, "Evaluation.lrs must be `learned` or positive learning rates"),
         ([callbacks("[]"), "--distilled=x"], 2, "Evaluation.lrs must be `learned` or positive learning rates"),
+        ([cheaper("during_students: 1"), "--distilled=x"], 2, "Evaluation.during_students must be at least 2"),
+        ([cheaper("during_epochs: 0"), "--distilled=x"], 2, "Evaluation.during_epochs must be at least 1, got 0"),
         (["--across=[MLP]", "--distilled=x", NO_TABLE], 2, "across and results speak of the closing table"),
         (["--across=[LeNet]", "--ckpt_path=last"], 2, "across: LeNet needs images of at least"),
         (["--across=[NoNet]", "--ckpt_path=last"], 2, "NoNet"),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from mim4dd_pl.callbacks.evaluation import Evaluation
+from mim4dd_pl.data.sets import Indexable
 from mim4dd_pl.diagnostics.callback import Diagnostics
 from mim4dd_pl.information.critics import SigmoidCritic
 from mim4dd_pl.information.term import InformationTerm
@@ -136,6 +138,21 @@ def test_the_baseline_is_trained_once_and_sees_validation_images_only(
     kept = diagnostics.state_dict()["random_real"]
     assert 0 < kept["validation/accuracy_random_real"] < 1
     assert 0 <= kept["validation/accuracy_std_random_real"] < 1
+
+
+def test_the_baseline_is_as_cheap_as_the_validations(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two students of one epoch, although the table has three of two."""
+    trained: list[tuple[int, int]] = []
+    real = Evaluator.train
+
+    def spy(evaluator: Evaluator, sets: Sequence[Indexable], *args: Any, **settings: Any) -> Students:
+        trained.append((len(sets), evaluator.protocol.training.epochs))
+        return real(evaluator, sets, *args, **settings)
+
+    monkeypatch.setattr(Evaluator, "train", spy)
+    training = Training(epochs=2, batch_size=10, lr=0.01)
+    fit(Evaluation(training, 3, during_students=2, during_epochs=1), Diagnostics())
+    assert trained == 4 * [(2, 1)]  # three validations and the baseline
 
 
 def test_a_fit_without_validation_on_held_out_images_has_no_baseline(

@@ -69,3 +69,10 @@ def test_a_decision_to_compile_is_made_once_for_sets_of_one_size(evaluator: Eval
     assert evaluator.compiled == {f"3 epochs of 9 images in batches of 4, {evaluator.network.name}": False}
     assert evaluator.derivatives(9) is engine is evaluator.alone().derivatives(9)
     assert evaluator.derivatives(8) is not engine
+
+
+def test_other_epochs_take_the_same_engine(evaluator: Evaluator) -> None:
+    """What is compiled does not depend on them, only whether it pays."""
+    shorter = replace(evaluator, protocol=replace(evaluator.protocol, training=Training(2, batch_size=4, lr=0.1)))
+    assert shorter.derivatives(9) is evaluator.derivatives(9)
+    assert {name.partition(" of")[0] for name in evaluator.compiled} == {"2 epochs", "3 epochs"}

@@ -1,6 +1,7 @@
 """A store gives back what was written, and refuses by name what does not fit."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_settings_younger_than_an_expert_count_as_their_default(store: Trajector
     assert TrajectoryStore(store.root, SPEC).finished == [2]
     with pytest.raises(StoredFileError, match=r"their training\.sharpness_radius is 0\.0, this run's is 0\.1"):
         TrajectoryStore(store.root, of_training(sharpness_radius=0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "value"), [("lr_drops", [], [0.5]), ("lr_factor", 0.1, 0.2), ("cutmix", 0.0, 0.5)]
+)
+def test_experts_older_than_cutmix_and_drops_are_those_without(
+    store: TrajectoryStore, name: str, before: object, value: object
+) -> None:
+    rewrite(store, training={key: each for key, each in TRAINING.items() if key != name})
+    assert TrajectoryStore(store.root, SPEC).finished == [2]
+    said = re.escape(f"their training.{name} is {before}, this run's is {value}")
+    with pytest.raises(StoredFileError, match=said):
+        TrajectoryStore(store.root, of_training(**{name: value}))
 
 
 def test_settings_that_this_version_does_not_know_are_refused(store: TrajectoryStore) -> None:
