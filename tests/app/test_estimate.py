@@ -14,6 +14,7 @@ from mim4dd_pl.app.estimate import _looks
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.networks.resnet import ResNet18
+from mim4dd_pl.objectives.synthetic import SyntheticImages
 from tests.conftest import CONFIGS
 
 DIGITS = CONFIGS / "distill/digits.yaml"
@@ -135,7 +136,7 @@ def test_t_sne_is_counted_for_each_feature_map(data: ImageDataModule, monkeypatc
     """Four of ResNet18, which has 41 modules with parameters."""
     monkeypatch.setattr("mim4dd_pl.app.estimate.seconds", lambda run: 1.0 if run.__code__.co_names[0] == "tsne" else 0)
     network = FlatNetwork(partial(ResNet18, width=2), (1, 8, 8), 10)
-    module = SimpleNamespace(network=network, synthetic=range(10))
+    module = SimpleNamespace(network=network, synthetic=SyntheticImages((1, 8, 8), 10, 1))
     assert _looks(module, data, Analysis(real_images=100)) == 4  # type: ignore[arg-type]
     assert _looks(module, data, Analysis(real_images=100, tsne=False)) == 0  # type: ignore[arg-type]
 
