@@ -1,4 +1,4 @@
-"""Heads and critic before the first outer step: trained to tell the classes of real images from real ones."""
+"""Heads and critic before the first outer step: they learn from pairs of real batches."""
 
 import logging
 from collections.abc import Callable
@@ -40,8 +40,8 @@ def warm_up(
     """
     own = learned(information)
     if trainer.is_global_zero:
+        _log.info("Heads and critic learn from real images for %d steps first.", information.warm_up_steps)
         optimizer = torch.optim.Adam(own, lr=information.lr)
-        losses = []
         for step in range(information.warm_up_steps):
             loss = _loss(information, network, real, draw(stream.at(step)), stream.at(step))
             # DDP's hooks would wait for the other processes in a backward pass.
@@ -49,9 +49,7 @@ def warm_up(
             for parameter, gradient in zip(own, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-            losses.append(loss.detach())
         optimizer.zero_grad()
-        _log.info("Warm-up: the term's loss on real images goes from %.3g to %.3g.", losses[0], losses[-1])
     trained = trainer.strategy.broadcast([parameter.detach().cpu() for parameter in own])
     for parameter, values in zip(own, trained, strict=True):
         parameter.data.copy_(values)

@@ -47,7 +47,7 @@ def test_the_cosine_with_a_term_without_gradient_is_zero(host: Tensor) -> None:
 def test_the_term_sees_logits_of_the_same_pass_and_only_where_it_reads_them(
     network: FlatNetwork, stream: Stream, layers: list[str] | None, passes: int
 ) -> None:
-    """One pass for each side, without the classifier for a term on feature maps; value and gradient are a plain loop's."""
+    """One pass for each side, without the classifier for a term on maps; value and gradient are a plain loop's."""
     term = InformationTerm(network.layer_shapes(), 3, partial(PrototypeCritic, temperature=0.5), layers=layers)
     theta = network.initial(stream)
     synthetic, real = SyntheticImages((1, 4, 4), 3, 2), Batch(torch.randn(9, 1, 4, 4), torch.arange(9) % 3)
