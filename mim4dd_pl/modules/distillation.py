@@ -235,9 +235,10 @@ class DistillationModule(L.LightningModule):
             self.segments = SegmentReader(draw, self._share)
         if self.soft_labels is not None and self.state.loaded_step is None:
             self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.decoded().images)))
-        if (term := self.information) is not None and term.warm_up_steps and self.state.loaded_step is None:
-            warm_up(term, self.network, self.real, self._network_at_first, self.stream.at("warm up"), self.trainer)
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
+        if (term := self.information) is not None and term.warm_up_steps and self.state.loaded_step is None:
+            network, stream = self.derivatives.network, self.stream.at("warm up")
+            warm_up(term, network, self.real, self._network_at_first, stream, self.trainer)
 
     def _network_at_first(self, stream: Stream) -> Tensor:
         """Parameters (P,) as a segment of step 0 could show them: of an expert, or fresh ones."""

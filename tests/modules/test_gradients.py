@@ -52,12 +52,12 @@ def test_the_term_sees_logits_of_the_same_pass_and_only_where_it_reads_them(
     theta = network.initial(stream)
     synthetic, real = SyntheticImages((1, 4, 4), 3, 2), Batch(torch.randn(9, 1, 4, 4), torch.arange(9) % 3)
     synthetic.start_from_noise(stream.at("pixels"))
-    sides = (theta, synthetic.images), (theta, real.images)
+    decoded, sides = synthetic.decoded(), ((theta, synthetic.images), (theta, real.images))
     maps = [(*network.layers(*side), *[network(*side)][: passes // 2]) for side in sides]
     loss = term(*maps, synthetic.labels, real.labels).loss
     seen: list[int] = []
     with network._network.get_submodule("classifier").register_forward_hook(lambda *_: seen.append(1)):
-        found = information_gradients(Match(loss[None], theta[None], None), synthetic, network, term, [real])
+        found = information_gradients(Match(loss[None], theta[None], None), decoded, network, term, [real])
     assert len(seen) == passes
     assert torch.equal(found[0], loss.detach())
     torch.testing.assert_close(found[2], torch.autograd.grad(loss, synthetic.images)[0])
