@@ -18,11 +18,11 @@ EXPERT_ACCURACY = "experts/accuracy"
 
 
 def bound_of(layer: str) -> str:
-    """The information bound of a layer, which is named ``layer1``, ``layer2``, ..."""
+    """The information bound of a layer, which is named ``layer1``, ``layer2``, ... or ``logits``."""
     return f"train/bound_nats_{layer}"
 
 
-LAYER_BOUND = bound_of("layer")
+LAYER_BOUND, LOGITS_BOUND = bound_of("layer"), bound_of("logits")
 """What the names of all of these begin with."""
 
 

@@ -68,7 +68,7 @@ def bound_of_ceiling(choose: Callable[..., float | None]) -> Measure:
     """The highest or lowest bound of a layer as a share of the ceiling; none where the bound is void."""
 
     def measure(now: Values, start: Values) -> float | None:
-        bounds = [value for name, value in now.items() if name.startswith(names.LAYER_BOUND)]
+        bounds = [value for name, value in now.items() if name.startswith((names.LAYER_BOUND, names.LOGITS_BOUND))]
         ceiling = now[names.CEILING]
         return choose((bound / ceiling for bound in bounds), default=None) if ceiling > 0 else None
 

@@ -22,14 +22,14 @@ from mim4dd_pl.networks.external import make_pure
 
 
 class _ShowLayers(nn.Module):
-    """Lets ``functional_call``, which calls modules only, reach :meth:`Network.layers`."""
+    """Lets ``functional_call``, which calls modules only, reach the layers of a network."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.network.layers(images)
+    def forward(self, images: Tensor, logits: bool) -> tuple[Tensor, ...]:
+        return self.network.layers_and_logits(images) if logits else self.network.layers(images)
 
 
 class FlatNetwork:
@@ -157,14 +157,19 @@ class FlatNetwork:
             logits = functional_call(self._network, named, (images,))
         return logits.float()
 
-    def layers(self, theta: Tensor, images: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, ...]:
-        """One feature map per block, shallow to deep, each of shape (B, c_k, h_k, w_k); arguments as in a call."""
+    def layers(
+        self, theta: Tensor, images: Tensor, statistics: Statistics | None = None, logits: bool = False
+    ) -> tuple[Tensor, ...]:
+        """One feature map per block, shallow to deep, each of shape (B, c_k, h_k, w_k); arguments as in a call.
+
+        With ``logits``, these come last, of the same pass, shape (B, C).
+        """
         named = {f"network.{name}": part for name, part in {**self.unflatten(theta), **(statistics or {})}.items()}
         if not self.half_precision:
-            layers: tuple[Tensor, ...] = functional_call(self._show_layers, named, (images,))
+            layers: tuple[Tensor, ...] = functional_call(self._show_layers, named, (images, logits))
             return layers
         with torch.autocast(images.device.type, torch.bfloat16):
-            layers = functional_call(self._show_layers, named, (images,))
+            layers = functional_call(self._show_layers, named, (images, logits))
         return tuple(layer.float() for layer in layers)
 
     def calibrate(self, theta: Tensor, batches: Iterable[Tensor]) -> Statistics:

@@ -1,7 +1,8 @@
 """Critics: what is asked of the embeddings of synthetic and real images, layer by layer.
 
-Two critics contrast: they score each pair by s = <z, z'>, and their loss stands for a lower bound on the mutual
-information. One is a control that attracts without contrast and bounds nothing.
+Two critics contrast pairs: they score each by s = <z, z'>, and their loss stands for a lower bound on the mutual
+information. One contrasts with prototypes in place of single real images. One is a control that attracts without
+contrast and bounds nothing.
 """
 
 import math
@@ -10,13 +11,17 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from mim4dd_pl.information.losses import (
     class_mean_distance,
+    class_means,
     infonce_bound,
     infonce_loss,
     nce_bound,
     nce_loss,
+    prototype_bound,
+    prototype_loss,
     same_class,
 )
 
@@ -110,6 +115,35 @@ class InfoNCECritic(Critic):
         positive = same_class(synthetic_labels, real_labels)
         logits = synthetic @ real.T / self.log_temperature.exp()  # (S, R)
         return Verdict(infonce_loss(logits, positive), infonce_bound(logits, positive))
+
+
+class PrototypeCritic(Critic):
+    r"""A softmax over the classes of the real batch, each with one key: the mean of its real embeddings.
+
+    .. math:: s_{ic} = \langle z_i, m_c \rangle, \qquad
+              m_c = \sum_{j: y_j = c} z'_j \,/\, \Big\| \sum_{j: y_j = c} z'_j \Big\|
+
+    The loss is that of :func:`~mim4dd_pl.information.losses.prototype_loss`. A mean has less noise than the real images
+    one by one, and images of one class do not compete with each other: perfect features have loss 0.
+
+    Source: prototypical networks, Snell et al. 2017 (arXiv:1703.05175), Eq. 1 and 2; there the distances are Euclidean.
+
+    Args:
+        num_classes: C.
+        temperature: tau, positive.
+        learnable: Learn tau together with the heads.
+    """
+
+    def __init__(self, num_classes: int, temperature: float = 0.1, learnable: bool = False) -> None:
+        super().__init__(num_classes)
+        self.ceiling = math.log(num_classes)
+        self.log_temperature = _log_temperature(temperature, learnable)
+
+    def forward(self, synthetic: Tensor, real: Tensor, synthetic_labels: Tensor, real_labels: Tensor) -> Verdict:
+        means, present = class_means(real, real_labels, self.num_classes)
+        logits = synthetic @ normalize(means).T / self.log_temperature.exp()  # (S, C)
+        loss = prototype_loss(logits, synthetic_labels, present)
+        return Verdict(loss, prototype_bound(logits, synthetic_labels, present))
 
 
 class ClassMeanCritic(Critic):

@@ -89,6 +89,46 @@ def infonce_bound(logits: Tensor, positive: Tensor) -> Tensor:
     return torch.where(positive.any(), bound, torch.nan)
 
 
+def class_means(points: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Mean of the points (N, d) of each class, shape (C, d), zero where it has none; and whether it has any, (C,)."""
+    members = one_hot(labels, num_classes).to(points)  # (N, C)
+    counts = members.sum(0)
+    return members.T @ points / counts.clamp(min=1)[:, None], counts > 0
+
+
+def prototype_loss(logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:
+    r"""Each synthetic image tells the prototype of its own class from those of the others.
+
+    .. math:: L_k = -\frac{1}{|I|} \sum_{i \in I} \log \frac{e^{s_{iy_i}/\tau}}{\sum_{c \in B} e^{s_{ic}/\tau}}
+
+    B are the classes of the real batch, I the synthetic images of these classes. At constant logits it is ln |B|, its
+    minimum is 0. Zero, with zero gradient, when I is empty.
+
+    Source: Snell et al. 2017 (arXiv:1703.05175), Eq. 2, with cosines for squared distances.
+
+    Args:
+        logits: s / tau, similarities to the prototypes over a temperature, shape (S, C).
+        labels: y, shape (S,), int64 in 0..C-1.
+        present: Whether a class is in B, shape (C,), bool; the logits of others are not read.
+    """
+    positive = one_hot(labels, logits.shape[1]).bool() & present
+    return infonce_loss(logits.masked_fill(~present, -math.inf), positive)
+
+
+def prototype_bound(logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:
+    r"""Lower bound on the mutual information of synthetic features and the class.
+
+    .. math:: I \ge \ln |B| - L_k
+
+    An estimate, as the prototypes come from a batch. It saturates at ln |B|, which is ln C where the batch has all
+    classes. NaN when no synthetic image has its class there. Arguments as of :func:`prototype_loss`.
+
+    Source: van den Oord et al. 2018 (arXiv:1807.03748), Eq. 10; |B| is the number of candidates.
+    """
+    bound = present.sum().log() - prototype_loss(logits.detach(), labels, present)
+    return torch.where(present[labels].any(), bound, torch.nan)
+
+
 def class_mean_distance(
     synthetic: Tensor, real: Tensor, synthetic_labels: Tensor, real_labels: Tensor, num_classes: int
 ) -> Tensor:
@@ -109,13 +149,9 @@ def class_mean_distance(
         real_labels: Shape (R,), the same.
         num_classes: C.
     """
-    means, present = [], []
-    for points, labels in ((synthetic, synthetic_labels), (real, real_labels)):
-        members = one_hot(labels, num_classes).to(points)  # (S, C) and (R, C)
-        counts = members.sum(0)
-        means.append(members.T @ points / counts.clamp(min=1)[:, None])
-        present.append(counts > 0)
-    return _mean_where((means[0] - means[1]).square().sum(1), present[0] & present[1])
+    ours, in_ours = class_means(synthetic, synthetic_labels, num_classes)
+    theirs, in_theirs = class_means(real, real_labels, num_classes)
+    return _mean_where((ours - theirs).square().sum(1), in_ours & in_theirs)
 
 
 def layer_weights(num_layers: int, layer_decay: float) -> Tensor:

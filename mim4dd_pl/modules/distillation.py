@@ -28,8 +28,10 @@ from mim4dd_pl.modules.optimization import step as step_all
 from mim4dd_pl.modules.settings import check_experts, check_information
 from mim4dd_pl.modules.share import in_order, own_share
 from mim4dd_pl.modules.state import RunState
+from mim4dd_pl.modules.warm_up import warm_up
 from mim4dd_pl.networks.base import NetworkFactory
 from mim4dd_pl.objectives.base import Objective, Scene
+from mim4dd_pl.objectives.sampling import fresh
 from mim4dd_pl.objectives.synthetic import SoftLabels, SyntheticImages
 from mim4dd_pl.population.experts import Experts
 from mim4dd_pl.population.students import calibrated
@@ -234,6 +236,15 @@ class DistillationModule(L.LightningModule):
         if self.soft_labels is not None and self.state.loaded_step is None:
             self.synthetic.start_labels_from(cast(Tensor, self.seen_by_expert(self.synthetic.decoded().images)))
         self.derivatives = self.choose_derivatives(self.trainer.max_steps)
+        if (term := self.information) is not None and term.warm_up_steps and self.state.loaded_step is None:
+            network, stream = self.derivatives.network, self.stream.at("warm up")
+            warm_up(term, network, self.real, self._network_at_first, stream, self.trainer)
+
+    def _network_at_first(self, stream: Stream) -> Tensor:
+        """Parameters (P,) as a segment of step 0 could show them: of an expert, or fresh ones."""
+        if (read := self.objective.epochs) is None:
+            return fresh(self.network, [stream], self.synthetic.images)[0]
+        return draw_segment(self.store, self.experts.num_experts, read, stream, 0, 0).target.to(self.device)
 
     def on_fit_end(self) -> None:
         if self.segments is not None:

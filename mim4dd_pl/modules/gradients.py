@@ -99,7 +99,8 @@ def information_gradients(
     experts = [None] * len(real) if match.expert is None else match.expert
     for student, expert, batch in zip(match.student, experts, real, strict=True):
         sees_synthetic, sees_real = information.features_of(student, expert)
-        features = network.layers(sees_synthetic, images), network.layers(sees_real, batch.images)
+        sides = (sees_synthetic, images), (sees_real, batch.images)
+        features = [network.layers(*side, logits=information.reads_logits) for side in sides]
         term: Information = information(*features, synthetic.labels, batch.labels)
         terms.append(term)
     loss = torch.stack([term.loss for term in terms]).sum()

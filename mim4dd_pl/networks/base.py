@@ -29,6 +29,10 @@ class Network(nn.Module, ABC):
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
         """Feature maps after each block, shallow to deep, each (B, c_k, h_k, w_k); ``images`` is (B, c, h, w)."""
 
+    def layers_and_logits(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The maps of :meth:`layers`, then the logits. The networks here need one pass for both, this default two."""
+        return (*self.layers(images), self(images))
+
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape (B, C) for ``images`` of shape (B, c, h, w)."""

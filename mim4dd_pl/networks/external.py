@@ -83,13 +83,16 @@ class External(Network):
         return self._settings
 
     def layers(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.layers_and_logits(images)[:-1]
+
+    def layers_and_logits(self, images: Tensor) -> tuple[Tensor, ...]:
         shown: dict[str, Any] = {}
         with ExitStack() as hooks:
             for name in self._layers:
                 keep = partial(_keep, shown, name)
                 hooks.enter_context(self.model.get_submodule(name).register_forward_hook(keep))
-            self(images)
-        return tuple(_as_map(shown.get(name), name) for name in self._layers)
+            logits = self(images)
+        return (*(_as_map(shown.get(name), name) for name in self._layers), logits)
 
     def forward(self, images: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):

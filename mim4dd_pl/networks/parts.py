@@ -50,9 +50,12 @@ class Blocks(Network):
             maps.append(images)
         return tuple(maps)
 
+    def layers_and_logits(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.layers(images)
+        return (*maps, self.classifier(self.features(maps[-1])))
+
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.features(self.layers(images)[-1]))
-        return logits
+        return self.layers_and_logits(images)[-1]
 
 
 def check_width(norm: Norm, width: int) -> None:

@@ -100,7 +100,7 @@ def _positive(curve: Curve | None) -> Curve | None:
 def _bounds(curves: _Curves) -> _Lines:
     numbers = sorted(int(name.removeprefix(names.LAYER_BOUND)) for name in curves if name.startswith(names.LAYER_BOUND))
     layers = {f"layer {number}": curves.get(f"{names.LAYER_BOUND}{number}") for number in numbers}
-    return {**layers, "ceiling": curves.get(names.CEILING)}
+    return {**layers, "logits": curves.get(names.LOGITS_BOUND), "ceiling": curves.get(names.CEILING)}
 
 
 _PANELS: dict[str, tuple[str, Callable[[_Curves], _Lines]]] = {

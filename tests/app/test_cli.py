@@ -250,7 +250,7 @@ WRONG = [
     ),
     (["-c", "{tau}"], 2, "model.information.critic.temperature must be positive and finite, got 0.0"),
     (["-c", "{beta}"], 2, "model.information.layer_decay must be at least 1 and finite, got 0.5"),
-    (["-c", "{layers}"], 2, "model.information.layers must name one or more of layer1, layer2, each once, got conv"),
+    (["-c", "{layers}"], 2, "information.layers must name one or more of layer1, layer2, logits, each once, got conv"),
     (["-c", "{head}"], 2, "model.information.embedding: no class Lin; expected IdentityHead, LinearHead, MLPHead, Res"),
     (["-c", "{width}"], 2, "model.information.embedding.dim must be at least 1, got 0"),
     (["-c", "{own}"], 2, "model.information.networks is own, and DistributionMatching reads no experts"),

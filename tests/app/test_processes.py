@@ -34,6 +34,7 @@ RECIPE = [
     "--model.segments_per_step=4",
     "--model.experts.num_experts=3",  # one process has one more than the other
     "--trainer.accelerator=cpu",
+    "--model.information.warm_up_steps=3",
     "--trainer.max_steps=20",
     "--trainer.val_check_interval=10",
     "--trainer.callbacks",

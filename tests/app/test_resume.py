@@ -27,6 +27,7 @@ RECIPE = [
     *("-c", str(CONFIGS / "with/mutual_information.yaml")),
     *("-c", str(CONFIGS / "with/soft_labels.yaml")),
     *("-c", str(CONFIGS / "with/smoke.yaml")),
+    "--model.information.warm_up_steps=3",
     "--trainer.max_steps=8",
     "--trainer.val_check_interval=4",
     "--trainer.callbacks",

@@ -95,6 +95,7 @@ SHOWN: list[tuple[str, list[Values], int]] = [
     ("classes_meet", of("images/nearest", [4.0, 2.0, 0.9]), 2),
     ("dead_critic", bounds([0.0] * 9, [-0.2] * 9), 4),
     ("dead_critic", bounds([0.9] * 3 + [0.005] * 6), 7),
+    ("dead_critic", [{"train/bound_nats_ceiling": CEILING, "train/bound_nats_logits": 0.0}] * 9, 4),
     ("saturated_critic", bounds([0.99] * 9, [1.01] * 9), 4),
     ("drowned_host", gradients([30.0] * 9), 4),
     ("unheard_term", gradients([0.01] * 9), 4),

@@ -12,12 +12,13 @@ from torch.nn.functional import normalize
 
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.information import losses as F
-from mim4dd_pl.information.critics import ClassMeanCritic, Critic, InfoNCECritic, SigmoidCritic
+from mim4dd_pl.information.critics import ClassMeanCritic, Critic, InfoNCECritic, PrototypeCritic, SigmoidCritic
 from tests.conftest import randn
 
 LABELS = torch.arange(3), torch.arange(9) % 3
 POSITIVE = F.same_class(*LABELS)
-CRITICS = [SigmoidCritic, partial(SigmoidCritic, reduction="paper"), InfoNCECritic, ClassMeanCritic]
+WITH_A_BOUND = [SigmoidCritic, InfoNCECritic, PrototypeCritic]
+CRITICS = [*WITH_A_BOUND, partial(SigmoidCritic, reduction="paper"), ClassMeanCritic]
 
 
 @pytest.fixture
@@ -41,6 +42,30 @@ def test_infonce_critic_is_its_formula_on_cosines(points: tuple[Tensor, Tensor])
     torch.testing.assert_close(verdict.bound, F.infonce_bound(logits, POSITIVE))
 
 
+def test_prototype_critic_equals_the_loop_over_images_classes_and_dimensions(points: tuple[Tensor, Tensor]) -> None:
+    """Class 2 has no real image: its synthetic one is left out."""
+    (synthetic, real), real_labels = points, torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 0])
+    losses = []
+    for i in (0, 1):
+        exps = []
+        for c in (0, 1):
+            sums = [float(real[real_labels == c, d].sum()) for d in range(4)]
+            length = math.sqrt(sum(value**2 for value in sums))
+            exps.append(math.exp(sum(float(synthetic[i, d]) * sums[d] / length for d in range(4)) / 0.2))
+        losses.append(-math.log(exps[i] / sum(exps)))
+    verdict = PrototypeCritic(3, 0.2)(*points, LABELS[0], real_labels)
+    assert float(verdict.loss) == pytest.approx(sum(losses) / 2, rel=1e-7)  # tau is a float32
+    assert float(verdict.bound) == pytest.approx(math.log(2) - sum(losses) / 2, rel=1e-6)
+
+
+def test_prototypes_at_constant_embeddings_are_chance() -> None:
+    """All points are one: ln C, and zero nats."""
+    verdict = PrototypeCritic(3)(torch.eye(4)[:1].expand(3, 4), torch.eye(4)[:1].expand(9, 4), *LABELS)
+    assert float(verdict.loss) == pytest.approx(math.log(3))
+    assert float(verdict.bound) == pytest.approx(0, abs=1e-6)
+    assert PrototypeCritic(3).ceiling == math.log(3)
+
+
 def test_the_control_attracts_without_contrast_and_bounds_nothing(points: tuple[Tensor, Tensor]) -> None:
     critic = ClassMeanCritic(3)
     verdict = critic(*points, *LABELS)
@@ -61,7 +86,7 @@ def test_critic_gradient(critic: Callable[[int], Critic], points: tuple[Tensor, 
     assert gradcheck(loss, (*(side.requires_grad_() for side in points), *own))
 
 
-@pytest.mark.parametrize("critic", [SigmoidCritic, InfoNCECritic])
+@pytest.mark.parametrize("critic", WITH_A_BOUND)
 def test_bound_reaches_its_ceiling_for_perfect_features(critic: Callable[..., Critic]) -> None:
     """Three clusters on the sphere, their angles as wide as three can have them."""
     triangle = torch.tensor([[math.cos(angle), math.sin(angle)] for angle in (0, 2 * math.pi / 3, 4 * math.pi / 3)])
@@ -70,7 +95,7 @@ def test_bound_reaches_its_ceiling_for_perfect_features(critic: Callable[..., Cr
     assert float(built(triangle, triangle.repeat(3, 1).flip(0), *LABELS).bound) < 0
 
 
-@pytest.mark.parametrize("critic", [SigmoidCritic, InfoNCECritic])
+@pytest.mark.parametrize("critic", WITH_A_BOUND)
 def test_what_is_learnable_starts_as_what_is_fixed(
     critic: Callable[..., Critic], points: tuple[Tensor, Tensor]
 ) -> None:
@@ -84,13 +109,14 @@ def test_what_is_learnable_starts_as_what_is_fixed(
 @pytest.mark.parametrize("critic", CRITICS)
 def test_no_verdict_is_nan_without_positives(critic: Callable[[int], Critic], points: tuple[Tensor, Tensor]) -> None:
     synthetic = points[0].requires_grad_()
-    loss = critic(6)(synthetic, points[1], LABELS[0] + 3, LABELS[1]).loss
-    (gradient,) = torch.autograd.grad(loss, synthetic)
-    assert torch.isfinite(loss)
+    verdict = critic(6)(synthetic, points[1], LABELS[0] + 3, LABELS[1])
+    (gradient,) = torch.autograd.grad(verdict.loss, synthetic)
+    assert torch.isfinite(verdict.loss)
     assert torch.isfinite(gradient).all()
+    assert torch.isnan(verdict.bound)
 
 
-@pytest.mark.parametrize("critic", [SigmoidCritic, InfoNCECritic])
+@pytest.mark.parametrize("critic", WITH_A_BOUND)
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_a_temperature_out_of_range_is_refused(critic: Callable[..., Critic], temperature: float) -> None:
     message = f"^temperature must be positive and finite, got {temperature}"

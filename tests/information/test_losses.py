@@ -150,6 +150,54 @@ def test_infonce_bound_runs_from_zero_to_log_of_classes(pairs: tuple[Tensor, Ten
     assert float(F.infonce_bound(torch.where(pairs[1], 1e4, -1e4), pairs[1])) == pytest.approx(math.log(3))
 
 
+CLASSES = torch.arange(3).repeat_interleave(2)
+ALL = torch.tensor([True, True, True])
+
+
+def test_prototype_loss_equals_the_loop_over_images_and_classes_that_are_there(stream: Stream) -> None:
+    logits, labels, present = 3 * randn(stream, 6, 4), torch.tensor([0, 3, 1, 2, 0, 2]), [True, False, True, True]
+    terms = []
+    for i in range(6):
+        total = 0.0
+        for c in range(4):
+            if present[c]:
+                total += math.exp(logits[i, c])
+        if present[labels[i]]:
+            terms.append(-math.log(math.exp(logits[i, labels[i]]) / total))
+    assert len(terms) == 5
+    found = F.prototype_loss(logits, labels, torch.tensor(present))
+    assert float(found) == pytest.approx(sum(terms) / len(terms), rel=1e-12)
+
+
+def test_prototype_loss_gradient(stream: Stream) -> None:
+    for present in (ALL, torch.tensor([True, False, True])):
+        assert gradcheck(lambda s, p=present: F.prototype_loss(s, CLASSES, p), randn(stream, 6, 3).requires_grad_())
+
+
+def test_prototype_loss_and_bound_run_from_chance_to_perfect() -> None:
+    constant, perfect = torch.zeros(6, 3), 1e4 * torch.eye(3)[CLASSES]
+    assert float(F.prototype_loss(constant, CLASSES, ALL)) == pytest.approx(math.log(3))
+    assert float(F.prototype_bound(constant, CLASSES, ALL)) == pytest.approx(0, abs=1e-6)
+    assert float(F.prototype_loss(perfect, CLASSES, ALL)) == 0
+    assert float(F.prototype_bound(perfect, CLASSES, ALL)) == pytest.approx(math.log(3))
+
+
+def test_the_prototype_bound_counts_the_classes_that_are_there() -> None:
+    present = torch.tensor([True, False, True])
+    assert float(F.prototype_loss(torch.zeros(6, 3), CLASSES, present)) == pytest.approx(math.log(2))
+    assert float(F.prototype_bound(1e4 * torch.eye(3)[CLASSES], CLASSES, present)) == pytest.approx(math.log(2))
+
+
+def test_prototypes_of_other_classes_alone_give_zero_with_zero_gradient_and_measure_nothing() -> None:
+    logits, labels = torch.ones(2, 3, requires_grad=True), torch.tensor([1, 1])
+    present = torch.tensor([True, False, True])
+    loss = F.prototype_loss(logits, labels, present)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss == 0
+    assert not gradient.any()
+    assert torch.isnan(F.prototype_bound(logits, labels, present))
+
+
 def test_class_mean_distance_equals_the_loop_over_classes_of_both_sides(stream: Stream) -> None:
     synthetic, real = randn(stream.at("synthetic"), 4, 3), randn(stream.at("real"), 6, 3)
     synthetic_labels, real_labels = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0, 3, 3])  # 2 and 3 are alone

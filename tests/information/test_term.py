@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck
 
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.information import losses as F
-from mim4dd_pl.information.critics import ClassMeanCritic, SigmoidCritic
+from mim4dd_pl.information.critics import ClassMeanCritic, Critic, InfoNCECritic, PrototypeCritic, SigmoidCritic
+from mim4dd_pl.information.heads import Head, IdentityHead, LinearHead, MLPHead, ResidualMLPHead
 from mim4dd_pl.information.term import InformationTerm
 from tests.conftest import randn
 
@@ -55,6 +57,80 @@ def test_weights_and_bounds_count_the_chosen_layers_alone_shallow_to_deep(maps: 
     torch.testing.assert_close(information.loss, expected_loss(term, maps, [0, 2], [1.0, 3.0]))
     assert term.layers == ["layer1", "layer3"]
     assert information.bounds.shape == (2,)
+
+
+@pytest.fixture
+def logits(stream: Stream) -> tuple[Tensor, Tensor]:
+    """Of 3 synthetic and 9 real images of 3 classes."""
+    return tuple(3 * randn(stream.at("logits", side), count, 3) + 5 for side, count in enumerate((3, 9)))  # type: ignore[return-value]
+
+
+def centred(row: list[float]) -> list[float]:
+    """On the unit sphere, their mean taken off."""
+    off = [value - sum(row) / len(row) for value in row]
+    return [value / math.sqrt(sum(each**2 for each in off)) for value in off]
+
+
+def test_the_term_on_logits_equals_its_triple_loop(maps: Maps, logits: tuple[Tensor, Tensor]) -> None:
+    """Synthetic images, real images, classes; without a head, InfoNCE at temperature 0.1."""
+    ours, theirs = ([centred(row) for row in side.tolist()] for side in logits)
+    total = 0.0
+    for i in range(3):
+        similarity = []
+        for j in range(9):
+            similarity.append(sum(ours[i][c] * theirs[j][c] for c in range(3)) / 0.1)
+        log_sum = math.log(sum(math.exp(s) for s in similarity))
+        total += sum(log_sum - similarity[j] for j in range(9) if j % 3 == i) / 3 / 3
+    term = InformationTerm([], 3, embedding=IdentityHead, layers=["logits"], layer_decay=1.0).double()
+    information = term([logits[0]], [logits[1]], *LABELS)
+    assert float(information.loss) == pytest.approx(total, rel=1e-6)  # tau is a float32
+    assert float(information.bounds) == pytest.approx(math.log(9) - total, rel=1e-6)
+    assert (term.layers, term.reads_logits) == (["logits"], True)
+
+
+def test_logits_are_the_deepest_layer_after_the_maps(maps: Maps, logits: tuple[Tensor, Tensor]) -> None:
+    sides = [[*side, part.float()] for side, part in zip(maps, logits, strict=True)]
+    term = InformationTerm(SHAPES, 3, PAPER, layers=["logits", "layer2"], layer_decay=3.0)
+    both = [[side[1], (side[3] - side[3].mean(1, keepdim=True))[..., None, None]] for side in sides]
+    expected = expected_loss(term, tuple(both), [0, 1], [1.0, 3.0])  # type: ignore[arg-type]
+    torch.testing.assert_close(term(*sides, *LABELS).loss, expected)
+    assert term.layers == ["layer2", "logits"]
+
+
+def test_what_all_logits_of_an_image_share_does_not_count(logits: tuple[Tensor, Tensor]) -> None:
+    term = InformationTerm([], 3, layers=["logits"]).double()
+    moved = term([logits[0] + randn(Stream(7), 3, 1)], [logits[1] - 2], *LABELS).loss
+    torch.testing.assert_close(moved, term([logits[0]], [logits[1]], *LABELS).loss)
+
+
+HEADS = [IdentityHead, LinearHead, partial(MLPHead, hidden=5), partial(ResidualMLPHead, hidden=5)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("critic", [SigmoidCritic, InfoNCECritic, PrototypeCritic, ClassMeanCritic])
+def test_every_head_and_critic_works_on_logits(
+    critic: Callable[[int], Critic], head: Callable[..., Head], logits: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    term = InformationTerm([], 3, critic, head, ["logits"]).double()
+
+    def loss(synthetic: Tensor, real: Tensor) -> Tensor:
+        value: Tensor = term([synthetic], [real], *LABELS).loss
+        return value
+
+    assert gradcheck(loss, [side.requires_grad_() for side in logits])
+
+
+def test_logits_take_part_only_where_they_are_named_and_change_no_other_head(maps: Maps) -> None:
+    terms = []
+    for layers in (None, ["layer1", "layer2", "layer3"], ["layer1", "layer2", "layer3", "logits"]):
+        torch.manual_seed(0)
+        terms.append(InformationTerm(SHAPES, 3, layers=layers))
+    assert [term.reads_logits for term in terms] == [False, False, True]
+    assert terms[0].layers == ["layer1", "layer2", "layer3"]
+    assert terms[0](*maps, *LABELS).loss == terms[1](*maps, *LABELS).loss
+    more = terms[2].heads.state_dict()
+    assert all(torch.equal(part, more[name]) for name, part in terms[0].heads.state_dict().items())
 
 
 def test_layers_that_are_left_out_get_no_gradient(maps: Maps) -> None:
@@ -142,9 +218,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lr": -1.0}, "lr must be at least 0 and finite, got -1.0"),
     ({"lr": math.nan}, "lr must be at least 0 and finite, got nan"),
     ({"through_student": True}, "through_student needs the student's features, got networks shared"),
-    ({"layers": ["conv1"]}, "layers must name one or more of layer1, layer2, layer3, each once, got conv1"),
+    ({"layers": ["conv1"]}, "layers must name one or more of layer1, layer2, layer3, logits, each once, got conv1"),
     ({"layers": ["layer1", "layer1"]}, "each once, got layer1, layer1"),
     ({"layers": []}, "each once, got none"),
+    ({"balance": "equal"}, "balance must be gradient or literal, got equal"),
+    ({"networks": "both"}, "networks must be shared or student or own, got both"),
+    ({"real_sampling": "random"}, "real_sampling must be uniform or balanced, got random"),
+    ({"warm_up_steps": -1}, "warm_up_steps must be at least 0 and finite, got -1"),
+    (
+        {"warm_up_steps": 5, "lr": 0.0},
+        "warm_up_steps must be 0 where neither heads nor critic learn, got 5 with an lr of 0.0",
+    ),
+    (
+        {"warm_up_steps": 5, "embedding": IdentityHead},
+        "where neither heads nor critic learn, got 5 with an lr of 0.001",
+    ),
 ]
 
 
@@ -152,6 +240,36 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InformationTerm(SHAPES, 3, **settings)
+
+
+WRONG_INPUT: list[tuple[dict[str, Any], str]] = [
+    ({"synthetic": [torch.zeros(3, 3)]}, "synthetic must hold 2 tensors, feature maps and logits, got 1"),
+    ({"real": [torch.zeros(9, 3)] * 3}, "real must hold 2 tensors, feature maps and logits, got 3"),
+    ({"real": [torch.zeros(9, 2, 1, 1), torch.zeros(9, 4)]}, r"end with logits of shape \(B, 3\), got \(9, 4\)"),
+    ({"synthetic_labels": torch.zeros(3, 3)}, r"synthetic_labels must be of shape \(3,\), got \(3, 3\)"),
+    ({"real_labels": torch.arange(8) % 3}, r"real_labels must be of shape \(9,\), got \(8,\)"),
+    ({"real_labels": torch.arange(9)}, "real_labels must lie in 0..2, got 0 to 8"),
+    ({"synthetic_labels": torch.tensor([-1, 0, 1])}, "synthetic_labels must lie in 0..2, got -1 to 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG_INPUT, ids=[row[1] for row in WRONG_INPUT])
+def test_what_does_not_fit_the_network_or_its_labels_is_refused(changes: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {
+        "synthetic": [torch.zeros(3, 2, 1, 1), torch.zeros(3, 3)],
+        "real": [torch.zeros(9, 2, 1, 1), torch.zeros(9, 3)],
+        "synthetic_labels": LABELS[0],
+        "real_labels": LABELS[1],
+    }
+    term = InformationTerm([(2, 1, 1)], 3, layers=["layer1", "logits"])
+    term(**given)
+    with pytest.raises(ValueError, match=message):
+        term(**given | changes)
+
+
+def test_logits_that_the_term_does_not_read_are_refused(maps: Maps) -> None:
+    with pytest.raises(ValueError, match="synthetic must hold 3 tensors, feature maps, got 4"):
+        InformationTerm(SHAPES, 3)([*maps[0], torch.zeros(3, 3)], maps[1], *LABELS)
 
 
 def test_one_class_is_refused() -> None:

@@ -34,7 +34,9 @@ from mim4dd_pl.population.training import Training
 from mim4dd_pl.stored.segments import SegmentReader, draw_segment
 
 
-def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any) -> DistillationModule:
+def fit(
+    data: ImageDataModule, experts: Experts, steps: int = 1, ckpt_path: Path | None = None, **settings: Any
+) -> DistillationModule:
     settings = {"lr_images": 1.0, "lr_student_lr": 1e-3, "student_lr": 0.1, **settings}
     network = partial(ConvNet, depth=1, width=4)
     objective = settings.pop("objective", None) or TrajectoryMatching(2, 1, 2)
@@ -49,7 +51,7 @@ def fit(data: ImageDataModule, experts: Experts, steps: int = 1, **settings: Any
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     if module.objective.epochs is not None:
         draw = partial(draw_segment, module.store, experts.num_experts, module.objective.epochs, module.stream)
         module.segments = SegmentReader(draw, range(module.segments_per_step))

@@ -108,6 +108,16 @@ def test_dropout_and_stochastic_depth_are_off(small: FlatNetwork, stream: Stream
     assert torch.equal(small(theta[0], images[0]), small(theta[0], images[0]))
 
 
+def test_maps_and_logits_come_from_one_pass(small: FlatNetwork, stream: Stream) -> None:
+    theta, images, _, _ = arguments(small, stream)
+    passes: list[int] = []
+    with small._network.get_submodule("model").register_forward_hook(lambda *_: passes.append(1)):
+        *maps, logits = small.layers(theta[0], images[0], logits=True)
+    assert len(passes) == 1
+    assert logits.equal(small(theta[0], images[0]))
+    assert all(ours.equal(alone) for ours, alone in zip(maps, small.layers(theta[0], images[0]), strict=True))
+
+
 def test_tokens_are_shown_as_a_column(stream: Stream) -> None:
     network = FlatNetwork(partial(External, **VIT), (3, 16, 16), 3)
     assert network.layer_shapes() == [(8, 17, 1)]  # a class token and 4x4 patches

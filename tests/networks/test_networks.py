@@ -56,6 +56,16 @@ def test_layers_are_one_map_per_block(name: str) -> None:
     ]
 
 
+def test_maps_and_logits_come_from_one_pass(family: FlatNetwork, stream: Stream) -> None:
+    theta, images = family.initial(stream), randn(stream, 4, 2, 16, 16, dtype=torch.float32)
+    passes: list[int] = []
+    with family._network.get_submodule("blocks.0").register_forward_hook(lambda *_: passes.append(1)):
+        *maps, logits = family.layers(theta, images, logits=True)
+    assert len(passes) == 1
+    assert logits.equal(family(theta, images))
+    assert all(ours.equal(alone) for ours, alone in zip(maps, family.layers(theta, images), strict=True))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_batch_norm_mixes_the_images_of_a_batch(name: str, stream: Stream) -> None:
     network = FlatNetwork(FAMILIES[name][0], (2, 16, 16), 3)

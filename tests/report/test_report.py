@@ -43,7 +43,7 @@ def png() -> bytes:
 
 
 def write_curves(folder: Path, end: float = 0.3) -> None:
-    """Curves of two layers with the information term, and a picture that nobody wants to load."""
+    """Curves of two layers and logits with the information term, and a picture that nobody wants to load."""
     with SummaryWriter(str(folder)) as writer:
         for step in range(9, 100, 10):
             for name, value in {
@@ -54,6 +54,7 @@ def write_curves(folder: Path, end: float = 0.3) -> None:
                 "information_factor": 10.0,
                 "bound_nats_layer1": 0.4,
                 "bound_nats_layer2": 0.6,
+                "bound_nats_logits": 0.8,
                 "bound_nats_ceiling": 1.0986,
             }.items():
                 writer.add_scalar(f"train/{name}", value, step)
@@ -242,6 +243,13 @@ def test_the_terms_gradient_is_drawn_as_it_enters_the_step(run: Path) -> None:
     host, term = panel.lines
     assert host.curve.values == pytest.approx([0.5] * 10)
     assert term.curve.values == pytest.approx([0.01 * 10.0] * 10)
+
+
+def test_every_layer_has_its_bound_beside_the_ceiling(run: Path) -> None:
+    (panel,) = [panel for panel in panels([read_run(run).curves]) if panel.title == "information, nats"]
+    assert {line.label: line.curve.values[0] for line in panel.lines} == pytest.approx(
+        {"layer 1": 0.4, "layer 2": 0.6, "logits": 0.8, "ceiling": 1.0986}
+    )
 
 
 def test_smoothing_takes_single_jumps_away_and_thinning_keeps_the_end() -> None:

@@ -28,7 +28,7 @@ from mim4dd_pl.engine.derivatives import Derivatives, Sweep
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.engine.optimizers import SGD, Adam, InnerOptimizer, Momentum
 from mim4dd_pl.engine.unroll import ExactUnroll, FullGraphUnroll, InnerLoop, Unroll
-from mim4dd_pl.information.critics import ClassMeanCritic, Critic, InfoNCECritic
+from mim4dd_pl.information.critics import ClassMeanCritic, Critic, InfoNCECritic, PrototypeCritic
 from mim4dd_pl.information.term import InformationTerm
 from mim4dd_pl.networks.convnet import ConvNet
 from mim4dd_pl.objectives.sampling import Chunks
@@ -246,7 +246,7 @@ def test_batches_of_a_split_are_on_the_device_of_its_labels(resident: bool) -> N
 
 
 @pytest.mark.usefixtures("fake")
-@pytest.mark.parametrize("critic", [InfoNCECritic, ClassMeanCritic])
+@pytest.mark.parametrize("critic", [InfoNCECritic, PrototypeCritic, ClassMeanCritic])
 def test_the_information_term_stays_on_its_device(critic: type[Critic]) -> None:
     with CUDA:
         term = InformationTerm([(8, 4, 4), (8, 2, 2)], 3, critic)
