@@ -72,18 +72,20 @@ class Cache:
         return train, test
 
     def decode(self, splits: tuple[Split, Split]) -> tuple[Decoded, Decoded]:
-        """Training and test images of ``splits``, kept if there is a place for them.
+        """Training and test images of ``splits``, as :func:`~mim4dd_pl.data.sources.delivered` has checked them.
+
+        They are kept if there is a place for them.
 
         Raises:
-            DataError: If a picture cannot be decoded or has another shape than the source promises, or all of them do
-                not fit in memory where there is no place for them; nothing is left.
+            DataError: If a picture cannot be decoded or is not what the source promises, or all of them do not fit in
+                memory where there is no place for them; nothing is left.
             StoredFileError: If they cannot be written, or the disk has no room for them.
         """
         shape = self._source.image_shape
         size = math.prod(shape) * sum(len(split.labels) for split in splits)
         if self._folder is None:
             check_memory(self._source.name, size, "keep its images in a folder (cache)")
-            train, test = (_in_memory(shape, split.labels, self._checked(split)) for split in splits)
+            train, test = (_in_memory(shape, split.labels, split.chunks) for split in splits)
             return train, test
         with locked(self._folder.parent, self._folder.name):
             # Another process may have decoded them while this one waited.
@@ -93,7 +95,7 @@ class Cache:
                 with replacing(self._folder) as temporary:
                     temporary.mkdir()
                     contents = {
-                        name: _write(temporary, name, shape, split.labels, self._checked(split))
+                        name: _write(temporary, name, shape, split.labels, split.chunks)
                         for name, split in zip(_SPLITS, splits, strict=True)
                     }
                     about = {
@@ -126,19 +128,6 @@ class Cache:
                     known = whitened(known, train.images, rows)
                 _write_normalization(path, known)
         return known
-
-    def _checked(self, split: Split) -> Iterator[Tensor]:
-        """The chunks, as many and as large as was promised."""
-        name, shape, count = self._source.name, self._source.image_shape, 0
-        for chunk in split.chunks:
-            if tuple(chunk.shape[1:]) != shape:
-                raise DataError(f"{name}: images have shape {tuple(chunk.shape[1:])}, expected {shape}.")
-            count += len(chunk)
-            if count > len(split.labels):
-                break
-            yield chunk
-        if count != len(split.labels):
-            raise DataError(f"{name} has {count} images and {len(split.labels)} labels in a split, expected as many.")
 
 
 def _key(source: Source, files: Mapping[str, Path]) -> str:

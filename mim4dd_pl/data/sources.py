@@ -6,7 +6,7 @@ it decodes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -14,12 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mim4dd_pl.basics.errors import DataError
 from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.sets import stratified_split
 
 
 class Split(NamedTuple):
-    """One split as a source delivers it: labels (N,) int64, and its images in order as chunks (n, c, h, w) of uint8."""
+    """One split as a source delivers it: labels (N,), and its images in order as chunks (n, c, h, w).
+
+    Labels are integers from 0. Pixels are uint8, or other integers in 0..255; any other type is refused.
+    """
 
     labels: Tensor
     chunks: Iterable[Tensor]
@@ -52,6 +56,53 @@ class Source(ABC):
             DataError: If they are missing.
         """
         return {}
+
+
+def delivered(source: Source) -> tuple[Split, Split]:
+    """What a source loads, held to its promise: labels int64; chunks uint8, as many and as large as they should be.
+
+    Raises:
+        DataError: If labels are no integers of shape (N,); or, when the chunks are read, if images have another shape
+            than the source promises, pixels are no integers in 0..255, or there are not as many images as labels.
+    """
+    train, test = (Split(labels := _labels(source, split), _pixels(source, labels, split)) for split in source.load())
+    return train, test
+
+
+def _labels(source: Source, split: Split) -> Tensor:
+    labels = torch.as_tensor(split.labels)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise DataError(
+            f"{source.name}: labels have type {labels.dtype} and shape {tuple(labels.shape)}, expected integers of "
+            "shape (N,)."
+        )
+    return labels.long()
+
+
+def _pixels(source: Source, labels: Tensor, split: Split) -> Iterator[Tensor]:
+    count = 0
+    for chunk in split.chunks:
+        pixels = torch.as_tensor(chunk)
+        if tuple(pixels.shape[1:]) != source.image_shape:
+            found = tuple(pixels.shape[1:])
+            raise DataError(f"{source.name}: images have shape {found}, expected {source.image_shape}.")
+        if (count := count + len(pixels)) > len(labels):
+            break
+        yield pixels if pixels.dtype == torch.uint8 else _as_bytes(source.name, pixels)
+    if count != len(labels):
+        raise DataError(f"{source.name} has {count} images and {len(labels)} labels in a split, expected as many.")
+
+
+def _as_bytes(name: str, pixels: Tensor) -> Tensor:
+    # 1.0 may be white or almost black, and a dark chunk does not tell: floats are not guessed at.
+    whole = not (pixels.is_floating_point() or pixels.is_complex() or pixels.dtype == torch.bool)
+    low, high = pixels.real.double().aminmax() if pixels.numel() else (0, 0)
+    if not (whole and low >= 0 and high <= 255):
+        raise DataError(
+            f"{name}: pixels have type {pixels.dtype} and lie in {float(low):g}..{float(high):g}, expected uint8, or "
+            "other integers in 0..255: images in 0..1 become (255 * images).round().to(torch.uint8)."
+        )
+    return pixels.to(torch.uint8)
 
 
 class Digits(Source):

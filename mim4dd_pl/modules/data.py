@@ -15,7 +15,7 @@ from mim4dd_pl.basics.shapes import ImageShape
 from mim4dd_pl.data.cache import Cache, Decoded
 from mim4dd_pl.data.normalization import MOST_FEATURES, Normalization
 from mim4dd_pl.data.sets import Batch, ImageSet, check_per_class, fingerprint, stratified_split
-from mim4dd_pl.data.sources import Source
+from mim4dd_pl.data.sources import Source, delivered
 
 
 class _EvaluationBatches:
@@ -117,7 +117,7 @@ class ImageDataModule(L.LightningDataModule):
         if self._rows is None:
             self._cache = Cache(self.source, self.cache)
             self._decoded = self._cache.find()
-            self._loaded = None if self._decoded is not None else self.source.load()
+            self._loaded = None if self._decoded is not None else delivered(self.source)
             train, test = self._decoded or self._loaded  # type: ignore[misc]
             self._check("training", train.labels)
             self._check("test", test.labels)

@@ -1,6 +1,7 @@
 """The data module splits, normalises and hands out batches; a split copies nothing."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,6 +216,63 @@ class Wrong(Source):
 def test_data_that_break_their_promise_are_refused(source: Source, message: str) -> None:
     with pytest.raises(DataError, match=message):
         ImageDataModule(source).setup()
+
+
+class Kept(Given):
+    """The same, decoded from a file and kept in the cache."""
+
+    def __init__(self, split: Split, path: Path) -> None:
+        super().__init__(split)
+        self.path = path
+
+    def files(self) -> dict[str, Path]:
+        return {self.path.name: self.path}
+
+
+def sources(images: Tensor, labels: Tensor, folder: Path) -> list[tuple[Source, str | None]]:
+    """The same images in memory and in the cache."""
+    (folder / "raw").write_text("anything")
+    split = Split(labels, [images])
+    return [(Given(split), None), (Kept(split, folder / "raw"), str(folder / "cache"))]
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64, torch.uint64])
+def test_integers_in_0_to_255_are_pixels_whatever_their_type(kind: torch.dtype, tmp_path: Path) -> None:
+    _, split = Digits().load()
+    pixels = next(iter(split.chunks)) // (2 if kind == torch.int8 else 1)
+    for source, cache in sources(pixels.to(kind), split.labels.int(), tmp_path):
+        data = ImageDataModule(source, validate_on="test", cache=cache)
+        data.setup()
+        assert torch.equal(data.train.images, pixels)
+        assert torch.equal(data.train.labels, split.labels)
+        assert data.train.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda pixels: pixels / 255, r"torch\.float32 and lie in 0\.\.1"),
+        (lambda pixels: pixels.double(), r"torch\.float64 and lie in 0\.\.255"),
+        (lambda pixels: pixels > 99, r"torch\.bool and lie in 0\.\.1"),
+        (lambda pixels: pixels.long() + 1, r"torch\.int64 and lie in 1\.\.256"),
+        (lambda pixels: pixels.to(torch.int16) - 128, r"torch\.int16 and lie in -128\.\.127"),
+    ],
+)
+def test_other_pixels_are_refused_in_memory_and_on_the_disk(
+    change: Callable[[Tensor], Tensor], found: str, tmp_path: Path
+) -> None:
+    _, split = Digits().load()
+    for source, cache in sources(change(next(iter(split.chunks))), split.labels, tmp_path):
+        with pytest.raises(DataError, match=rf"given: pixels have type {found}, expected uint8, or other integers"):
+            ImageDataModule(source, validate_on="test", cache=cache).setup()
+    assert os.listdir(tmp_path) == ["raw"]
+
+
+@pytest.mark.parametrize("labels", [torch.arange(360) % 10 / 1, (torch.arange(360) % 10)[:, None]])
+def test_labels_that_are_no_integers_or_no_list_are_refused(labels: Tensor) -> None:
+    pixels = torch.zeros(360, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"given: labels have type .* expected integers of shape \(N,\)"):
+        ImageDataModule(Given(Split(labels, [pixels]))).setup()
 
 
 def test_fewer_digits_are_those_of_all_and_another_data_set() -> None:
