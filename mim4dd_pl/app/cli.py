@@ -33,7 +33,7 @@ from mim4dd_pl.app.recipes import (
     reason_of,
     settings_of,
 )
-from mim4dd_pl.app.resuming import KeepRecipe, continue_run
+from mim4dd_pl.app.resuming import KeepRecipe, check_data, continue_run
 from mim4dd_pl.app.trainer import Trainer
 from mim4dd_pl.basics.errors import Stopped, StoredFileError, UserError
 from mim4dd_pl.basics.files import check_writable
@@ -73,6 +73,7 @@ class DistillationCLI(LightningCLI):
 
     def __init__(self, args: ArgsType, preemption: Preemption) -> None:
         self._preemption = preemption
+        self._checkpoint: dict[str, Any] | None = None
         ignore_hyper_parameters(self)
         super().__init__(
             L.LightningModule,
@@ -142,7 +143,13 @@ class DistillationCLI(LightningCLI):
         if checkpoint is not None and distilled is not None:
             raise UserError("--ckpt_path and --distilled both say what to evaluate: leave one of them out.")
         if checkpoint is not None:
-            continue_run(config, settings_of(self.parser, self.config))
+            self._checkpoint = continue_run(config, settings_of(self.parser, self.config))
+            done, steps = self._checkpoint["global_step"], config.trainer.max_steps
+            if self.subcommand == "fit" and done > steps:
+                raise UserError(
+                    f"trainer.max_steps is {steps}, and the run has made {done} steps: set it to {done} or more, or "
+                    "start a new run without --ckpt_path."
+                )
         elif self.subcommand in ("validate", "test") and distilled is None:
             raise StoredFileError(
                 f"{self.subcommand} needs something to evaluate: add --ckpt_path last or best, a .ckpt file, or "
@@ -177,6 +184,9 @@ class DistillationCLI(LightningCLI):
                 self.datamodule.check_images_per_class(self.model.synthetic.decoded_per_class)
             self.model.check_processes(self.trainer.world_size)
         self.datamodule.setup(self.subcommand)
+        if self._checkpoint is not None:
+            path = self.config[self.subcommand].ckpt_path
+            check_data(self._checkpoint, path, self.datamodule.fingerprints())
         if fits:
             self.model.attach(self.datamodule)
             self._check_folders()

@@ -1,5 +1,6 @@
 """Which run a fit goes on with, and that no two fits share one."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from mim4dd_pl.callbacks.closing import ClosingTable
 from mim4dd_pl.callbacks.run import run_folder
 from mim4dd_pl.modules.lightning import callbacks_of
+
+_log = logging.getLogger(__name__)
 
 _CHANGEABLE = (
     "model.lr_images",
@@ -110,7 +113,28 @@ def own_folder(trainer: L.Trainer, ckpt_path: str | None) -> Iterator[None]:
         yield
 
 
-def continue_run(config: Namespace, settings: dict[str, Any]) -> None:
+def check_data(checkpoint: dict[str, Any], path: str, found: dict[str, str]) -> None:
+    """Refuse to go on from a checkpoint with other images or labels than it was made with.
+
+    Args:
+        checkpoint: As it was read.
+        path: Where it lies.
+        found: Fingerprints of the data at hand.
+
+    Raises:
+        StoredFileError: Says which.
+    """
+    if (made := checkpoint.get("data")) is None:  # it is older than the record
+        _log.info("%s does not say which images it was made with: that they are these is not checked.", path)
+    elif odd := [split for split in found if made.get(split) != found[split]]:
+        raise StoredFileError(
+            f"{path} was made with other {' and '.join(odd)} images or labels than the recipe finds now: point "
+            "data.source at those, name the checkpoint of a run on these in --ckpt_path, or start a new run. What was "
+            "learned is evaluated on other data by --distilled."
+        )
+
+
+def continue_run(config: Namespace, settings: dict[str, Any]) -> dict[str, Any]:
     """Find a checkpoint of this very recipe, and go on in the folder of its run.
 
     ``last`` and ``best`` are those of the newest run of the recipe; runs with other settings may lie beside it.
@@ -118,6 +142,9 @@ def continue_run(config: Namespace, settings: dict[str, Any]) -> None:
     Args:
         config: Of the fit, whose ``ckpt_path`` and version this completes.
         settings: Of its recipe, from :func:`~mim4dd_pl.app.recipes.settings_of`.
+
+    Returns:
+        The checkpoint.
 
     Raises:
         UserError: If the changes that it allows are of settings which a run cannot change on its way.
@@ -141,7 +168,8 @@ def continue_run(config: Namespace, settings: dict[str, Any]) -> None:
         )
     first = None
     for path in candidates:
-        reason = difference(AtomicCheckpointIO().load_checkpoint(path), settings, changes)
+        checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(path)
+        reason = difference(checkpoint, settings, changes)
         if reason is None:
             break
         first = first or f"{path} {reason}"
@@ -154,3 +182,4 @@ def continue_run(config: Namespace, settings: dict[str, Any]) -> None:
     run = RunFolder.of_checkpoint(path)
     if runs is not None and run.path.parent == runs.resolve() and run.version is not None:
         config.trainer.logger.init_args.version = run.version
+    return checkpoint

@@ -1,5 +1,6 @@
 """Lightning's Trainer with the commands of the program: ``check``, and what ``validate`` and ``test`` evaluate."""
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,10 @@ from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.modules.experts import ExpertModule
 from mim4dd_pl.modules.lightning import callbacks_of
 from mim4dd_pl.networks.base import NetworkFactory
+from mim4dd_pl.stored.distilled import Distilled
 from mim4dd_pl.stored.foreign import read_set
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer(L.Trainer):
@@ -108,8 +112,22 @@ class Trainer(L.Trainer):
             evaluation.distilled = read_set(
                 Path(folder), data.image_shape, data.source.classes, data.train.normalization, lr
             )
+            _compare(evaluation.distilled, data)
             data.normalize_as(evaluation.distilled.normalization)
             # The control takes as many real images.
             images = len(evaluation.distilled.decoded().labels)
             data.check_images_per_class(max(1, images // data.num_classes))
         return evaluation
+
+
+def _compare(distilled: Distilled, data: ImageDataModule) -> None:
+    """Say that an artefact is evaluated on other data than it was made from, which may be what is wanted."""
+    folder, made = distilled.facts["distilled set"], distilled.facts.get("training images")
+    if made is None and "data set" in distilled.facts:  # an artefact that is older than the record
+        _log.info("%s does not say which training images it was made from.", folder)
+    elif made not in (None, data.train.fingerprint()):
+        _log.warning(
+            "%s was made from other training images or labels than this recipe's (%s): other data, or another part "
+            "of them. It is evaluated all the same.",
+            *(folder, distilled.facts.get("data set", "")),
+        )

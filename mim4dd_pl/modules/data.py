@@ -160,6 +160,10 @@ class ImageDataModule(L.LightningDataModule):
         kept, _ = self.split()
         check_per_class(self._labels[kept], self.num_classes, count)
 
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the training and the test images with their labels: what a run cannot change on its way."""
+        return {"training": self.train.fingerprint(), "test": self.test.fingerprint()}
+
     def train_dataloader(self) -> Iterator[int]:
         """0, 1, 2, ... for ever: the modules draw their own data, the Trainer only counts."""
         return itertools.count()

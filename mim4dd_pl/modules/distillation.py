@@ -265,6 +265,7 @@ class DistillationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = self.state
         checkpoint.update(compiled=state.compiled, skips={"in_row": state.in_row, "total": state.total})
+        checkpoint["data"] = self.data.fingerprints()
         checkpoint["weighted_term"] = True  # before this mark, heads and critic got an unweighted gradient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
