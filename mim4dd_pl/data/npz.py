@@ -1,5 +1,6 @@
 """A ``.npz`` file as a source, read as a stream: one with more pixels than memory will do."""
 
+import logging
 import math
 import os
 import zipfile
@@ -34,6 +35,9 @@ _MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 _KERAS = ("x_train", "y_train", "x_test", "y_test")
 
 
+_log = logging.getLogger(__name__)
+
+
 class _Header(NamedTuple):
     """What an array says of itself."""
 
@@ -53,7 +57,8 @@ class Npz(Source):
     """A ``.npz`` file with ``train_images, train_labels, test_images, test_labels`` (MedMNIST's names) or
     ``x_train, y_train, x_test, y_test`` (Keras's).
 
-    Images are uint8 of shape (N, h, w) or (N, h, w, c), labels integers of shape (N,) or (N, 1) counting from 0.
+    Images are uint8 of shape (N, h, w) or (N, h, w, c), labels integers of shape (N,) or (N, 1) counting from 0. Other
+    arrays, MedMNIST's ``val_images`` among them, are not read; a line names them.
 
     Args:
         path: The file.
@@ -112,6 +117,10 @@ class Npz(Source):
             raise DataError(
                 f"{self.path} lacks {', '.join(missing)}: expected {', '.join(_MEDMNIST)}, or {', '.join(_KERAS)}; "
                 f"it has {', '.join(sorted(found))[:200] or 'nothing'}."
+            )
+        if unread := sorted(set(found).difference(keys)):
+            _log.info(
+                "%s: %.200s not read; validation images come from the training images.", self.path, ", ".join(unread)
             )
         return keys
 

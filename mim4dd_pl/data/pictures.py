@@ -2,6 +2,9 @@
 
 import os
 import struct
+from contextlib import nullcontext
+from functools import cache
+from typing import NamedTuple
 
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
@@ -41,13 +44,47 @@ def check_dimensions(name: str, width: int, height: int) -> None:
         )
 
 
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+KINDS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
 """What a picture may be, whatever its name says: Pillow runs other programs for some of the rest (PostScript)."""
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def read_picture(path: str, side: int) -> Tensor:
-    """A picture as a viewer shows it on white: upright by its EXIF data, shape (3, side, side), uint8.
+@cache
+def _known() -> tuple[tuple[str, ...], set[str]]:
+    """Those of the kinds that this Pillow reads, and the suffixes of their names."""
+    Image.init()
+    kinds = tuple(kind for kind in KINDS if kind in Image.OPEN)
+    return kinds, {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file should be read as a picture: its name says that it is one, or else its content does."""
+    kinds, suffixes = _known()
+    if os.path.splitext(path)[1].lower() in suffixes:
+        return True
+    try:
+        with Image.open(path, formats=kinds) if os.path.isfile(path) else nullcontext() as picture:
+            return picture is not None
+    except _BOMBS:
+        return True
+    except Exception:  # at a file that is something else, Pillow's readers raise whatever they stumble upon
+        return False
+
+
+class Picture(NamedTuple):
+    """Pixels (c, side, side), uint8, and whether the file holds further pages or frames."""
+
+    pixels: Tensor
+    more: bool
+
+
+def read_picture(path: str, side: int, channels: int = 3) -> Picture:
+    """A picture, or the first of several, as a viewer shows it on white: upright by its EXIF data.
+
+    Args:
+        path: The file.
+        side: Of the square in pixels.
+        channels: 3 for red, green and blue, 1 for grey.
 
     Raises:
         DataError: If it is none, too large, or has more than 8 bits a channel.
@@ -55,15 +92,17 @@ def read_picture(path: str, side: int) -> Tensor:
     if not os.path.isfile(path):
         raise DataError(f"{path} cannot be read as an image: it is no file.")  # a pipe would block for ever
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
+        with Image.open(path, formats=_known()[0]) as picture:
             check_dimensions(path, *picture.size)
             if picture.mode[0] in "IF":
                 # Pillow would cut more than 8 bits to white.
                 raise DataError(f"{path} has pixels of mode {picture.mode}, expected 8 bits a channel.")
-            pixels = transforms.pil_to_tensor(_upright(_on_white(picture), picture))
+            more = getattr(picture, "is_animated", False)
+            shown = _upright(_on_white(picture), picture)
+            pixels = transforms.pil_to_tensor(shown.convert("L") if channels == 1 else shown)
     except (OSError, SyntaxError, ValueError, EOFError, *_BOMBS) as error:
         raise DataError(f"{path} cannot be read as an image: {first_line(error)}") from error
-    return square(pixels, side)
+    return Picture(square(pixels, side), more)
 
 
 def _on_white(picture: ImageFile.ImageFile) -> Image.Image:

@@ -1,6 +1,7 @@
 """The data set as Lightning sees it: steps to count, and batches to evaluate on."""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,8 @@ from mim4dd_pl.data.cache import Cache, Decoded
 from mim4dd_pl.data.normalization import MOST_FEATURES, Normalization
 from mim4dd_pl.data.sets import Batch, ImageSet, check_per_class, fingerprint, stratified_split
 from mim4dd_pl.data.sources import Source, delivered
+
+_log = logging.getLogger(__name__)
 
 
 class _EvaluationBatches:
@@ -138,6 +141,15 @@ class ImageDataModule(L.LightningDataModule):
             self._decoded, self._loaded = self._cache.decode(self._loaded), None
         train, test = cast(tuple[Decoded, Decoded], self._decoded)
         normalization = self._cache.normalization(train, kept, fingerprint(train.content, kept), self.zca)
+
+        if self.image_shape[0] == 3 and all(
+            len(moments.unique()) == 1 for moments in (normalization.mean, normalization.std)
+        ):
+            _log.info(
+                "The images of %s are grey in three equal channels, and learned ones may take on colours: "
+                "data.source.channels 1 reads pictures as grey, other sets are grey where they store one channel.",
+                self.source.name,
+            )
 
         def images(decoded: Decoded, rows: Tensor) -> ImageSet:
             labels = decoded.labels[rows]

@@ -265,3 +265,103 @@ def test_real_mnist_has_the_published_number_of_each_digit(tmp_path: Path) -> No
     train, test = MNIST(str(tmp_path), download=False).load()
     assert torch.bincount(train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert pixels(test).shape == (10_000, 1, 28, 28)
+
+
+SHAPES = {
+    "GIF": ("a.gif", {}),
+    "AVIF": ("a.avif", {"quality": 100, "subsampling": "4:4:4"}),
+    "JPEG": ("a.jfif", {"quality": 100, "subsampling": 0}),
+    "JPEG2000": ("a.jp2", {}),
+    "PNG": ("without a suffix", {}),
+    "TIFF": ("photo.2024", {}),
+    "GIF named as another": ("a.png", {}),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_pictures_are_read_by_their_content(kind: str, folder: Path) -> None:
+    name, options = SHAPES[kind]
+    (folder / "train/cat/0.png").unlink()
+    Image.new("RGB", (9, 9), (200, 10, 10)).save(folder / "train/cat" / name, format=kind.split()[0], **options)
+    source = ImageFolder(str(folder), image_size=8)
+    images = pixels(source.load()[0])
+    read = images[sorted(source.files()).index(f"train/cat/{name}")]
+    assert len(images) == 6
+    assert read[:, 4, 4].tolist() == pytest.approx([200, 10, 10], abs=3)
+
+
+def test_files_of_other_kinds_are_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = pixels(ImageFolder(str(folder), image_size=8).load()[0])
+    for name in ("boxes.txt", "more.TXT", "sheet.svg", "notes", "set.npy"):
+        (folder / "train/cat" / name).write_text("no picture")
+    (folder / "val/dog/page.pdf").write_bytes(b"%PDF-1.4")
+    with caplog.at_level("INFO"):
+        source = ImageFolder(str(folder), image_size=8)
+        assert torch.equal(pixels(source.load()[0]), before)
+        source.files()
+    (line,) = caplog.messages
+    assert line.startswith(f"{folder}: 6 files are left out, which are no pictures: 2 .txt, 1 ")
+    assert all(kind in line for kind in ("1 .svg", "1 without a suffix", "1 .npy", "1 .pdf"))
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".DS_Store"])
+def test_hidden_folders_hold_no_data(name: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = ImageFolder(str(folder), image_size=8).files()
+    for place in ("train", "train/cat", "val/dog", "val/dog/inner"):
+        write_pictures(folder / place / name, 3)
+    source = ImageFolder(str(folder), image_size=8)
+    assert source.classes == ("cat", "dog")
+    assert source.files() == before
+    assert not caplog.messages
+
+
+def test_a_broken_picture_of_any_suffix_is_refused(folder: Path) -> None:
+    (folder / "train/cat/0.gif").write_bytes(b"GIF89a and no more")
+    with pytest.raises(DataError, match=r"cat/0\.gif cannot be read as an image"):
+        pixels(ImageFolder(str(folder), image_size=8).load()[0])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.webp", "a.png"])
+def test_of_several_pages_or_frames_the_first_is_read_and_a_line_says_so(
+    name: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Image.new("RGB", (9, 9), (0, grey, 0)) for grey in (250, 0))
+    first.save(
+        folder / "train/cat" / name,
+        save_all=True,
+        append_images=[second],
+        **({"lossless": True} if name == "a.webp" else {}),
+    )
+    caplog.set_level("INFO")
+    source = ImageFolder(str(folder), image_size=8)
+    images = pixels(source.load()[0])
+    assert images[sorted(source.files()).index(f"train/cat/{name}"), :, 4, 4].tolist() == [0, 250, 0]
+    assert caplog.messages == [
+        f"1 pictures have further pages or frames, which are not read: {folder}/train/cat/{name}"
+    ]
+
+
+def test_grey_pictures_are_three_equal_channels_or_one(folder: Path) -> None:
+    colour, grey = (pixels(ImageFolder(str(folder), 8, channels=count).load()[0]) for count in (None, 1))
+    assert (colour.shape, grey.shape) == ((6, 3, 8, 8), (6, 1, 8, 8))
+    assert colour[1].unique().tolist() == grey[1].unique().tolist() == [40]
+    assert grey[0, 0, 4, 4] == round(0.299 * 200 + 0.587 * 10 + 0.114 * 10)
+    with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
+        ImageFolder(str(folder), 8, channels=4)
+
+
+def test_every_grey_level_stays_what_it_is(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name, levels in (("dark", np.arange(256)), ("light", np.arange(256)[::-1])):
+            (tmp_path / split / name).mkdir(parents=True)
+            picture = Image.fromarray(levels.astype(np.uint8).reshape(16, 16))
+            picture.save(tmp_path / split / name / "0.png")
+            picture.convert("RGB").save(tmp_path / split / name / "1.png")
+    images = pixels(ImageFolder(str(tmp_path), 16, channels=1).load()[0])
+    assert images[:2].flatten(1).tolist() == [list(range(256))] * 2
+
+
+def test_arrays_that_are_not_read_are_named(npz: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    Npz(str(npz))
+    assert caplog.messages == [f"{npz}: val_images not read; validation images come from the training images."]

@@ -275,6 +275,20 @@ def test_labels_that_are_no_integers_or_no_list_are_refused(labels: Tensor) -> N
         ImageDataModule(Given(Split(labels, [pixels]))).setup()
 
 
+def test_grey_images_in_three_channels_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    _, split = Digits().load()
+    grey = next(iter(split.chunks))
+    almost = grey.repeat(1, 3, 1, 1)
+    almost[0, 0, 0, 0] += 1
+    for images, lines in ((grey, 0), (grey.repeat(1, 3, 1, 1), 1), (almost, 0)):
+        caplog.clear()
+        source = Given(Split(split.labels, [images]))
+        source.image_shape = (images.shape[1], 8, 8)
+        with caplog.at_level("INFO"):
+            ImageDataModule(source, validate_on="test").setup()
+        assert sum("are grey in three equal channels" in line for line in caplog.messages) == lines
+
+
 def test_fewer_digits_are_those_of_all_and_another_data_set() -> None:
     """In both splits, so that numbers of classes are compared on the same images."""
     few = Digits(num_classes=3)

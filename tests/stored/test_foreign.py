@@ -86,6 +86,16 @@ def test_pictures_in_class_folders_are_normalised_as_the_recipes_data(names: tup
     assert distilled.labels.tolist() == [0, 1, 2]
 
 
+def test_grey_pictures_keep_their_levels(tmp_path: Path) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        to_pil_image(levels).save(tmp_path / name / "0.png")
+    grey = Normalization(torch.tensor([0.0]), torch.tensor([1.0]))
+    distilled = read_set(tmp_path, (1, 16, 16), CLASSES, grey, 0.01)
+    torch.testing.assert_close(255 * distilled.images, levels.float().expand(3, 1, 16, 16))
+
+
 class Hostile:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (Path.touch, ("/nonexistent",))
