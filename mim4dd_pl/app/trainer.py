@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.loggers import CSVLogger
 
 from mim4dd_pl.analysis.callback import Analysis
 from mim4dd_pl.app.estimate import estimate, show
@@ -13,6 +14,7 @@ from mim4dd_pl.app.resuming import own_folder
 from mim4dd_pl.basics.errors import UserError
 from mim4dd_pl.basics.files import check_room
 from mim4dd_pl.basics.runs import RunFolder
+from mim4dd_pl.callbacks.checkpoint_io import AtomicCheckpointIO
 from mim4dd_pl.callbacks.closing import ClosingTable
 from mim4dd_pl.callbacks.evaluation import Evaluation
 from mim4dd_pl.callbacks.run import find, run_folder
@@ -20,7 +22,7 @@ from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.modules.distillation import DistillationModule
 from mim4dd_pl.modules.experts import ExpertModule
-from mim4dd_pl.modules.lightning import callbacks_of
+from mim4dd_pl.modules.lightning import callbacks_of, keep_history
 from mim4dd_pl.networks.base import NetworkFactory
 from mim4dd_pl.stored.distilled import Distilled
 from mim4dd_pl.stored.foreign import read_set
@@ -41,6 +43,10 @@ class Trainer(L.Trainer):
         """
         writes = self.loggers or isinstance(model, DistillationModule)  # experts alone may be shared
         with own_folder(self, ckpt_path) if writes and self.is_global_zero else nullcontext():
+            for logger in self.loggers if self.is_global_zero else ():
+                if isinstance(logger, CSVLogger):
+                    made = AtomicCheckpointIO().load_checkpoint(ckpt_path)["global_step"] if ckpt_path else 0
+                    keep_history(logger, made)
             super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
     def check(self, model: L.LightningModule, datamodule: ImageDataModule, compiled: bool = False) -> None:

@@ -5,6 +5,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from mim4dd_pl.basics.errors import check_positive
 from mim4dd_pl.callbacks.export import Export
@@ -30,6 +31,11 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, every_n_steps: int = 50) -> None:
         check_positive(every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()  # what a resumed run adds to; Lightning keeps up to a hundred steps in memory
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         step, last = trainer.global_step, trainer.max_steps

@@ -3,12 +3,18 @@
 ``setup.cfg`` bounds their versions, and ``tests/modules/test_lightning.py`` has a test for each function.
 """
 
+import csv
 import math
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning as L
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch.nn.parallel import DistributedDataParallel
 
 from mim4dd_pl.modules.data import ImageDataModule
@@ -51,6 +57,27 @@ def keep_buffers_local(module: L.LightningModule, names: Sequence[str]) -> None:
 def step_uncounted(optimizer: LightningOptimizer) -> None:
     """A step that does not count towards ``max_steps``: Lightning counts those of its wrapper around an optimiser."""
     optimizer.optimizer.step()
+
+
+def keep_history(logger: CSVLogger, steps: int) -> None:
+    """Have a run that resumes add to its ``metrics.csv``, which Lightning's writer removes when it is made.
+
+    Args:
+        logger: Of the run, before it has logged anything.
+        steps: Outer steps that the run has made: rows after them are logged again.
+    """
+    path = Path(logger.log_dir, ExperimentWriter.NAME_METRICS_FILE)
+    with path.open(newline="", encoding="utf-8") if path.is_file() else nullcontext(()) as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        writer = logger.experiment
+    if rows:
+        writer.metrics_keys = list(rows[0])
+        with path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, writer.metrics_keys)
+            table.writeheader()
+            table.writerows(rows)
 
 
 def in_a_step(trainer: L.Trainer) -> bool:

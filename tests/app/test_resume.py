@@ -1,5 +1,6 @@
 """Kill it anywhere, resume, and get the same bits."""
 
+import csv
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,24 @@ def test_a_signal_keeps_the_step_at_hand_and_the_resumed_run_equals_the_uninterr
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == kept
     assert main([*arguments, "--ckpt_path=last"]) == 0
     torch.testing.assert_close(outcome(run), uninterrupted, rtol=0, atol=0)
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "digits/version_0/metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_killed_and_resumed_run_has_the_csv_of_the_uninterrupted_one(finished: Path, tmp_path: Path) -> None:
+    logger = ["--trainer.logger=CSVLogger", "--trainer.log_every_n_steps=1", "--trainer.logger.init_args.name=digits"]
+    arguments, whole = (
+        [*RECIPE, *logger, f"--trainer.logger.init_args.save_dir={folder}", f"--model.experts.root={finished}/experts"]
+        for folder in (tmp_path, tmp_path / "whole")
+    )
+    assert main(whole) == 0
+    kill(arguments, 5, "step")
+    assert main([*arguments, "--ckpt_path=last"]) == 0
+    assert len(table_of(tmp_path)) >= 8
+    assert table_of(tmp_path) == table_of(tmp_path / "whole")
 
 
 def test_a_finished_run_resumes_to_itself(uninterrupted: dict[str, Any], tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_real_mnist_has_the_published_number_of_each_digit(tmp_path: Path) -> No
     assert pixels(test).shape == (10_000, 1, 28, 28)
 
 
-SHAPES = {
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "GIF": ("a.gif", {}),
     "AVIF": ("a.avif", {"quality": 100, "subsampling": "4:4:4"}),
     "JPEG": ("a.jfif", {"quality": 100, "subsampling": 0}),
@@ -278,9 +278,9 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", PICTURES)
 def test_pictures_are_read_by_their_content(kind: str, folder: Path) -> None:
-    name, options = SHAPES[kind]
+    name, options = PICTURES[kind]
     (folder / "train/cat/0.png").unlink()
     Image.new("RGB", (9, 9), (200, 10, 10)).save(folder / "train/cat" / name, format=kind.split()[0], **options)
     source = ImageFolder(str(folder), image_size=8)
@@ -326,12 +326,8 @@ def test_of_several_pages_or_frames_the_first_is_read_and_a_line_says_so(
     name: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = (Image.new("RGB", (9, 9), (0, grey, 0)) for grey in (250, 0))
-    first.save(
-        folder / "train/cat" / name,
-        save_all=True,
-        append_images=[second],
-        **({"lossless": True} if name == "a.webp" else {}),
-    )
+    options: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
+    first.save(folder / "train/cat" / name, save_all=True, append_images=[second], **options)
     caplog.set_level("INFO")
     source = ImageFolder(str(folder), image_size=8)
     images = pixels(source.load()[0])
