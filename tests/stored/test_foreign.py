@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -94,6 +95,87 @@ def test_grey_pictures_keep_their_levels(tmp_path: Path) -> None:
     grey = Normalization(torch.tensor([0.0]), torch.tensor([1.0]))
     distilled = read_set(tmp_path, (1, 16, 16), CLASSES, grey, 0.01)
     torch.testing.assert_close(255 * distilled.images, levels.float().expand(3, 1, 16, 16))
+
+
+@pytest.mark.parametrize(("scale", "found"), [(1, r"0\.\.1,"), (255, r"0\.\.255,"), (2, r"0\.\.2,")])
+def test_pixels_that_were_never_normalised_are_refused(
+    scale: float, found: str, images: Tensor, tmp_path: Path
+) -> None:
+    pixels = (images - images.min()) / (images.max() - images.min())
+    with pytest.raises(
+        StoredFileError, match=rf"holds values in {found} none below 0.*\[0\.5, 0\.4, 0\.3\]\) / \[0\.2"
+    ):
+        read(write(tmp_path / "set", images=scale * pixels, labels=LABELS))
+    assert torch.equal(read(write(tmp_path / "set", images=OURS(pixels), labels=LABELS)).images, OURS(pixels))
+
+
+def test_what_was_found_is_said_and_what_is_odd(
+    images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for content, lines in ((images, 1), (images.sigmoid() - 0.05, 2), (100 * images, 2), (0.5 * images, 1)):
+        caplog.clear()
+        read(write(tmp_path / "set", images=content, labels=LABELS))
+        assert "is taken as normalised by mean [0.5, 0.4, 0.3] and std [0.2, 0.2, 0.25]" in caplog.messages[0]
+        assert f"holds values in {float(content.min()):.3g}..{float(content.max()):.3g}" in caplog.messages[0]
+        assert len(caplog.messages) == lines
+
+
+def test_a_class_without_an_image_is_named(images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read(write(tmp_path / "set", images=images, labels=LABELS))
+    assert not caplog.messages
+    read(write(tmp_path / "set", images=images, labels=LABELS.clamp(max=1)))
+    assert caplog.messages == [f"{tmp_path}/set holds no image of 1 classes (eel)."]
+    caplog.clear()
+    read(write(tmp_path / "soft", images=images, labels=torch.full((6, 3), 1 / 3)))
+    assert not caplog.messages
+
+
+def test_the_last_of_several_steps_is_read(images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    steps = {f"images_{step}": images + step / 10_000 for step in (0, 500, 5000)}
+    write(tmp_path / "set", **steps, **{name.replace("images", "labels"): LABELS for name in steps})
+    write(tmp_path / "set", images_zca_9000=images, lr_500=0.3)
+    with caplog.at_level("INFO"):
+        assert torch.equal(read(tmp_path / "set").images, images + 0.5)
+    assert caplog.messages[0] == f"Of 3 steps in {tmp_path}/set, images_5000.pt is read."
+    one = read(tmp_path / "set/images_500.pt")
+    assert torch.equal(one.images, images + 0.05)
+    assert float(one.student_lr) == pytest.approx(0.3)
+    write(tmp_path / "set", images=images, labels=LABELS)
+    assert torch.equal(read(tmp_path / "set").images, images)
+
+
+def test_results_of_dc_are_read(images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    accuracies = {"ConvNet": [np.float64(0.25), np.float32(0.5), 0.5]}
+    results = {"data": [[images + 1, LABELS], [images, LABELS]], "accs_all_exps": accuracies}
+    folder = write(tmp_path / "set", res_DC_set_ConvNet_2ipc=results)
+    with caplog.at_level("INFO"):
+        for path in (folder, folder / "res_DC_set_ConvNet_2ipc.pt"):
+            distilled = read(path)
+            assert torch.equal(distilled.images, images)
+            assert torch.equal(distilled.labels, LABELS)
+            assert distilled.facts["distilled set"] == str(path)
+    assert "Of 2 experiments in" in caplog.messages[0]
+    write(folder, res_DM=results)
+    with pytest.raises(StoredFileError, match=r"holds res_DC_set_ConvNet_2ipc\.pt and 1 more: name one of them"):
+        read(folder)
+
+
+@pytest.mark.parametrize("data", [[], [[1]], {"a": 1}, [torch.zeros(2)], None])
+def test_results_without_images_are_refused(data: object, tmp_path: Path) -> None:
+    with pytest.raises(StoredFileError, match=r"data of .*res\.pt must be a list of \[images, labels\]"):
+        read(write(tmp_path / "set", res=dict(data=data)) / "res.pt")
+
+
+def test_a_file_of_an_artefact_or_of_a_set_stands_for_its_folder(images: Tensor, tmp_path: Path) -> None:
+    written = Distilled(images, LABELS, None, torch.tensor(0.2), OURS, CLASSES, {})
+    write_distilled(tmp_path / "best", written, tensors=True)
+    for name in ("distilled.safetensors", "manifest.json", "images.pt"):
+        assert float(read(tmp_path / "best" / name).student_lr) == pytest.approx(0.2)
+    folder = write(tmp_path / "set", images=images, labels=LABELS, lr=0.3)
+    assert float(read(folder / "images.pt").student_lr) == pytest.approx(0.3)
+    with pytest.raises(StoredFileError, match=r"labels\.pt is no set of images: give the folder, its images\.pt"):
+        read(folder / "labels.pt")
 
 
 class Hostile:
