@@ -75,7 +75,7 @@ class Trainer(L.Trainer):
 
         Args:
             ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
-            distilled: In its place, an artefact, images.pt and labels.pt, a res_*.pt of DC, or class folders with pictures.
+            distilled: In its place, an artefact, images.pt and labels.pt, DC's res_*.pt, or class folders of pictures.
         """
         self._use(datamodule, distilled)
         return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
@@ -93,7 +93,7 @@ class Trainer(L.Trainer):
 
         Args:
             ckpt_path: ``last``, ``best``, or a checkpoint of the recipe, whose images are evaluated.
-            distilled: In its place, an artefact, images.pt and labels.pt, a res_*.pt of DC, or class folders with pictures.
+            distilled: In its place, an artefact, images.pt and labels.pt, DC's res_*.pt, or class folders of pictures.
             across: Other networks to train on the set as well.
             results: A folder for results.json and results.csv, and for what Analysis finds.
         """

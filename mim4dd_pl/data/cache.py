@@ -2,7 +2,8 @@
 
 ``<cache>/<name>-<key>/`` holds ``train_images.npy``, ``train_labels.npy``, ``test_images.npy``, ``test_labels.npy`` and
 ``about.json``; the key changes with the source's settings and its rule of decoding, and with the size or time of any
-of its files. Beside them lie the statistics and whitenings of splits, under the fingerprint of their training images.
+of its files. A sample of their content in ``about.json`` shows files that were changed behind an old time. Beside
+them lie the statistics and whitenings of splits, under the fingerprint of their training images.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -31,6 +34,7 @@ from mim4dd_pl.data.sources import Source, Split
 
 SCHEMA = 1
 _SPLITS = ("train", "test")
+_BLOCKS, _BLOCK = 1024, 2**16
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 _log = logging.getLogger(__name__)
 
@@ -54,10 +58,22 @@ class Cache:
     def __init__(self, source: Source, root: str | None) -> None:
         self._source = source
         files = source.files() if root is not None else {}
+        self._files = files
         self._folder = Path(root) / f"{source.name}-{_key(source, files)}" if root is not None and files else None
 
     def find(self) -> tuple[Decoded, Decoded] | None:
-        """Training and test images if they have been decoded before; what is damaged counts as absent."""
+        """Training and test images if they have been decoded before, and a line that says so.
+
+        What is damaged, or decoded from files of other content, counts as absent.
+        """
+        if (found := self._find()) is not None and self._folder is not None:
+            decoded = datetime.fromtimestamp((self._folder / "about.json").stat().st_mtime)
+            _log.info(
+                "%s as it was decoded on %s into %s.", self._source.name, f"{decoded:%Y-%m-%d %H:%M}", self._folder
+            )
+        return found
+
+    def _find(self) -> tuple[Decoded, Decoded] | None:
         if self._folder is None or not (self._folder / "about.json").is_file():
             return None
         try:
@@ -65,6 +81,8 @@ class Cache:
             wrong = [name for name, size in about["bytes"].items() if (self._folder / name).stat().st_size != size]
             if about["schema"] != SCHEMA or wrong:
                 raise ValueError(f"{', '.join(wrong) or 'its schema'} is not as it was written")
+            if about.get("sample", self._sample) != self._sample:  # folders of before have none
+                raise ValueError("the files have changed, though their names, sizes and times have not")
             train, test = (_mapped(self._folder, split, about["sha256"][split]) for split in _SPLITS)
         except _DAMAGED as error:
             _log.warning("%s is decoded anew: %s", self._folder, error)
@@ -89,8 +107,9 @@ class Cache:
             return train, test
         with locked(self._folder.parent, self._folder.name):
             # Another process may have decoded them while this one waited.
-            if (found := self.find()) is None:
+            if (found := self._find()) is None:
                 check_room({self._folder: size})
+                sample = self._sample  # of what is decoded: read before it
                 _log.info("Decoding %s into %s ...", self._source.name, self._folder)
                 with replacing(self._folder) as temporary:
                     temporary.mkdir()
@@ -103,14 +122,36 @@ class Cache:
                         "name": self._source.name,
                         "classes": self._source.classes,
                         "image_shape": shape,
+                        "sample": sample,
                         "sha256": contents,
                         "bytes": {path.name: path.stat().st_size for path in sorted(temporary.glob("*.npy"))},
                     }
                     (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-                found = self.find()
+                found = self._find()
         if found is None:
             raise DataError(f"{self._folder} has changed while it was opened; run again.")
         return found
+
+    @cached_property
+    def _sample(self) -> str:
+        """SHA-256 of up to 1,024 blocks of 64 KiB, spread over the files and over each; small ones are read whole.
+
+        Of few files the tails are among them, where an archive has the checksums of all its members.
+        """
+        files = [self._files[name] for name in sorted(self._files)]
+        chosen = files[:: -(-len(files) // _BLOCKS)]
+        blocks, digest = _BLOCKS // len(chosen), hashlib.sha256()
+        for path in chosen:
+            try:
+                with path.open("rb") as file:
+                    last = max(0, path.stat().st_size - _BLOCK)
+                    steps = min(blocks - 1, -(-last // _BLOCK))
+                    for number in range(steps + 1):
+                        file.seek(last * number // max(1, steps))
+                        digest.update(file.read(_BLOCK))
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+        return digest.hexdigest()
 
     def normalization(self, train: Decoded, rows: Tensor, fingerprint: str, zca: bool) -> Normalization:
         """Statistics and, if ``zca``, whitening of the training images at ``rows``; measured once if they are kept."""

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mim4dd_pl.basics import machine
 from mim4dd_pl.basics.errors import DataError
 from mim4dd_pl.data.cache import Cache, _mapped
 from mim4dd_pl.data.folder import ImageFolder
+from mim4dd_pl.data.npz import Npz
 from mim4dd_pl.data.sources import Digits, Source, Split
 from mim4dd_pl.modules.data import ImageDataModule
-from tests.fakes import write_pictures
+from tests.fakes import noise, write_pictures
 
 
 @pytest.fixture
@@ -112,6 +115,52 @@ def test_a_moved_set_is_known_and_a_changed_one_is_not(folder: Path, tmp_path: P
     load(counted(str(folder), 8, classes=["dog", "cat"]), tmp_path)
     assert counted.decoded == 112
     assert len(list(tmp_path.glob("cache/pets-*"))) == 4
+
+
+def test_other_content_behind_the_same_names_sizes_and_times_is_decoded_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An npz file whose labels are exchanged, and the last of many pictures."""
+    labels = np.arange(4000) % 2
+    for number in (0, 1):
+        np.savez(tmp_path / "set.npz", x_train=noise(4000, 64, 64), y_train=(labels + number) % 2,
+                 x_test=noise(40, 64, 64), y_test=labels[:40])  # fmt: skip
+        os.utime(tmp_path / "set.npz", ns=(0, 0))
+        train = load(Npz(str(tmp_path / "set.npz")), tmp_path).train
+        assert torch.equal(train.labels, (torch.from_numpy(labels)[train.rows] + number) % 2)
+    assert "is decoded anew: the files have changed, though their names, sizes and times have not" in caplog.text
+    assert len(list(tmp_path.glob("cache/set-*"))) == 1
+
+
+def test_a_changed_picture_of_the_same_size_and_time_is_decoded_anew(folder: Path, tmp_path: Path) -> None:
+    before = load(ImageFolder(str(folder), 8), tmp_path).test.images.clone()
+    path = folder / "test/dog/3.bmp"
+    for grey in (9, 200):
+        Image.new("L", (9, 9), grey).save(path)
+        os.utime(path, ns=(0, 0))
+        after = load(ImageFolder(str(folder), 8), tmp_path).test.images
+        assert after[7].unique().tolist() == [grey]
+        assert torch.equal(torch.cat([after[:7], after[8:]]), before)
+
+
+def test_what_is_taken_from_the_cache_is_said(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    load(ImageFolder(str(folder), 8), tmp_path)
+    assert not any("as it was decoded" in line for line in caplog.messages)
+    (path,) = (tmp_path / "cache").iterdir()
+    os.utime(path / "about.json", (1e9, 1e9))
+    load(ImageFolder(str(folder), 8), tmp_path)
+    assert re.fullmatch(rf"pets as it was decoded on 2001-09-0\d \d\d:\d\d into {path}\.", caplog.messages[-1])
+
+
+def test_a_folder_of_before_the_sample_is_read(folder: Path, tmp_path: Path, counted: type[Counted]) -> None:
+    load(counted(str(folder), 8), tmp_path)
+    (path,) = tmp_path.glob("cache/*/about.json")
+    about = json.loads(path.read_text())
+    del about["sample"]
+    path.write_text(json.dumps(about))
+    load(counted(str(folder), 8), tmp_path)
+    assert counted.decoded == 28
 
 
 @pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy", "about.json"])
