@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ class Outcome:
         best: Of the step that the validation images choose.
         std: Standard deviation of ``last`` over the students.
         minutes: By stage of the run.
+        data: Fingerprint of the training images; empty where it is not known.
     """
 
     last: float
     best: float
     std: float
     minutes: dict[str, float]
+    data: str = ""
 
     @property
     def own_minutes(self) -> float:
@@ -78,7 +81,8 @@ class Cell:
             content = parsed_json(run.results.read_text(encoding="utf-8"))
             last = next(row for row in content["test"] if row["trained_on"] == LAST)
             best = next((row for row in content["test"] if row["trained_on"].startswith(BEST)), last)
-            return Outcome(last["accuracy"], best["accuracy"], last["std"], content["minutes"])
+            data = str(content.get("training images", ""))
+            return Outcome(last["accuracy"], best["accuracy"], last["std"], content["minutes"], data)
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise StoredFileError(
                 f"{run.results} is no table of `mim4dd fit` ({error!r}): remove {self.folder}."
@@ -120,3 +124,9 @@ def outcomes(cells: Sequence[Cell]) -> dict[tuple[str, int], Outcome]:
     """What the finished ones among the cells gave, by variant and seed."""
     found = {(cell.variant.name, cell.seed): cell.outcome() for cell in cells}
     return {key: outcome for key, outcome in found.items() if outcome is not None}
+
+
+def mixed(outcomes: Mapping[tuple[str, int], Outcome]) -> list[str]:
+    """Variants whose seeds were distilled from different training images, which changed under the same path."""
+    known = {(variant, outcome.data) for (variant, _), outcome in outcomes.items() if outcome.data}
+    return [variant for variant, count in Counter(variant for variant, _ in known).items() if count > 1]

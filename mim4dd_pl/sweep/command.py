@@ -13,7 +13,7 @@ from mim4dd_pl.basics.errors import Stopped, UserError
 from mim4dd_pl.basics.files import locked, write_text
 from mim4dd_pl.basics.terminal import OneLineParser, stopped
 from mim4dd_pl.callbacks.preemption import answering_signals
-from mim4dd_pl.sweep.cells import Cell, cells, outcomes
+from mim4dd_pl.sweep.cells import Cell, cells, mixed, outcomes
 from mim4dd_pl.sweep.figure import write_figure
 from mim4dd_pl.sweep.plan import Sweep, grid, read_sweep
 from mim4dd_pl.sweep.runner import run
@@ -60,6 +60,8 @@ def sweep(args: Sequence[str]) -> int:
     Console().print(table)
     print(f"{'results':<12} {out}/results.csv, cells.csv, results.md, figure.png")
     found = outcomes(every)
+    if odd := mixed(found):
+        print(f"other data   {', '.join(odd)}: these seeds were distilled from different training images")
     if missing := [str(cell) for cell in every if (cell.variant.name, cell.seed) not in found]:
         print(f"missing      {len(missing)} of {len(every)}: {'; '.join(missing)}")
     return 1 if failed else 0

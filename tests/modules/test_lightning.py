@@ -3,6 +3,7 @@
 A version that fails here needs another :mod:`mim4dd_pl.modules.lightning`, or a bound in setup.cfg.
 """
 
+import csv
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -21,6 +23,7 @@ from mim4dd_pl.modules.lightning import (
     ignore_hyper_parameters,
     in_a_step,
     keep_buffers_local,
+    keep_history,
     leave_signals_alone,
     repeat_step,
     repeat_validation,
@@ -167,3 +170,16 @@ def test_loops_of_a_checkpoint(trainer: L.Trainer, seen: Seen) -> None:
     repeat_validation(seen.checkpoint)
     assert [validations["total"][name] for name in names] == [1, 1, 0, 0]
     assert [validations["current"][name] for name in names] == [1, 1, 0, 0]
+
+
+def test_the_writer_of_the_csv_logger_adds_to_the_rows_that_are_kept(tmp_path: Path) -> None:
+    for steps, expected in ((0, "0 1 2 3"), (2, "0 1 0 1 2 3"), (0, "0 1 2 3")):
+        logger = CSVLogger(str(tmp_path), "set", version=0)
+        keep_history(logger, steps)
+        for step in range(4):
+            logger.log_metrics({"loss": 0.5} if step % 2 else {"accuracy, %": 0.25}, step)
+        logger.save()
+        with (tmp_path / "set/version_0/metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert " ".join(row["step"] for row in rows) == expected
+        assert [row["loss"] for row in rows[-2:]] == ["", "0.5"]

@@ -59,6 +59,18 @@ def table(path: Path) -> dict[str, dict[str, str]]:
         return {row["variant"]: row for row in csv.DictReader(file)}
 
 
+def test_seeds_of_other_data_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images that have changed under the same path between two seeds, not those of two variants."""
+    plan = grid([Path("recipe.yaml")], "model.weight", ["0", "0.2"], [0, 1])
+    for cell, data in zip(cells(plan, here / "out"), ("one", "two", "one", "three"), strict=True):
+        finish(cell, 0.9)
+        path = cell.folder / "version_0/results.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "training images": data}))
+    assert main([*GRID, "--seeds", "0", "1", "--out", "out"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("other data"))
+    assert line == "other data   0.2: these seeds were distilled from different training images"
+
+
 # --- a real one
 
 
