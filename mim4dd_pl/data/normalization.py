@@ -9,8 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mim4dd_pl.basics.errors import UserError
-
 MOST_FEATURES = 4096
 """c * h * w up to which images are whitened: the matrix has this number squared of entries."""
 
@@ -78,15 +76,9 @@ class Normalization:
         return images * self.std[:, None, None] + self.mean[:, None, None]
 
     def limits(self) -> Tensor:
-        """What black and white pixels become in each channel, shape (2, c, 1, 1).
-
-        Raises:
-            UserError: With a whitening, which mixes pixels.
-        """
-        if self.whitening is not None:
-            raise UserError("Whitened pixels have no range of their own: set data.zca or model.clamp_images to false.")
+        """What black and white pixels become in each channel, before any whitening, shape (2, c, 1, 1)."""
         black = torch.zeros(len(self.mean), 1, 1).to(self.mean)
-        return self(torch.stack([black, black + 1]))
+        return replace(self, whitening=None)(torch.stack([black, black + 1]))
 
     def equals(self, other: "Normalization") -> bool:
         """Whether both do the same to every image."""

@@ -184,6 +184,8 @@ class DistillationModule(L.LightningModule):
         if getattr(self, "data", None) is data:
             return
         if self.clamp_images:
+            if data.zca:
+                raise UserError("Whitened pixels have no range: set data.zca or model.clamp_images to false.")
             self.synthetic.limits = data.train.normalization.limits().to(self.device)
         stream = self.stream.at("initial images")
         if self.init == "noise":

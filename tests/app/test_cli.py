@@ -61,11 +61,11 @@ def tiny(recipe: Path) -> list[str]:
                 if training:
                     training["epochs"] = 2
         if content["data"]["source"] != "Digits":
-            arguments += ["--model.init_args.images_per_class=2"]
+            arguments += [f"--model.init_args.images_per_class={1 if 'formation' in model else 2}"]
         host = model["objective"]["init_args"]
         most = {"unroll_steps": 2, "window": 1, "student_steps": 1, "real_per_class": 2}
         if content["data"]["source"] != "Digits":
-            most |= {"expert_epochs": 1, "max_start_epoch": 1}
+            most |= {"expert_epochs": 1, "max_start_epoch": 1, "last_epoch": 1}
         arguments += [f"--model.init_args.objective.init_args.{key}={most[key]}" for key in most.keys() & host.keys()]
         arguments += ["-c", str(CONFIGS / "with/smoke.yaml"), f"--trainer.callbacks={yaml.safe_dump(callbacks)}"]
     return arguments
@@ -81,7 +81,7 @@ def write_data(recipe: Path, root: Path) -> None:
         return
     classes = 200 if "tiny" in recipe.stem else 10
     for label in range(classes):
-        for split, count in (("train", 4), ("val", 1)):
+        for split, count in (("train", 8), ("val", 1)):
             write_pictures(root / source["init_args"]["root"] / split / f"n{label:08d}", count)
 
 
@@ -96,7 +96,9 @@ def test_every_recipe_passes_its_check_and_runs(recipe: Path, here: Path, monkey
     assert main(["fit", *arguments]) == 0
     reads = yaml.safe_load(recipe.read_text())["model"]["init_args"].get("objective", {"class_path": "experts"})
     trained = list(here.glob("checkpoints/experts/*/manifest.json"))
-    assert bool(trained) == (reads["class_path"] in ("experts", "TrajectoryMatching", "InformationAlone"))
+    assert bool(trained) == (
+        reads["class_path"] in ("experts", "TrajectoryMatching", "StageMatching", "InformationAlone")
+    )
     assert {path.name for path in here.iterdir()} == before | {"checkpoints"}
     assert len(list(here.glob("checkpoints/decoded/*/about.json"))) == len(before)
     if recipe.parent.name == "distill":
@@ -188,7 +190,7 @@ def test_the_experts_of_a_distillation_can_be_trained_alone(recipe: Path) -> Non
     for key in ("network", "experts"):
         assert alone["model"]["init_args"][key] == whole["model"]["init_args"][key]
     objective = whole["model"]["init_args"]["objective"]["init_args"]
-    read = objective.get("max_start_epoch", 0) - 1 + objective.get("expert_epochs", 1)
+    read = objective.get("last_epoch", objective.get("max_start_epoch", 0) - 1 + objective.get("expert_epochs", 1))
     assert read <= whole["model"]["init_args"]["experts"]["training"]["epochs"]
 
 
