@@ -14,6 +14,7 @@ import torch
 from benchmarks import rig, step
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import Batch
+from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.information.term import InformationTerm
 from mim4dd_pl.modules.gradients import information_gradients
@@ -35,7 +36,7 @@ def build(device: torch.device, ipc: int, steps: int) -> rig.Run:
     match = Match(torch.zeros(1, device=device), theta, theta)
     images = torch.randn(256, 3, 32, 32, generator=Stream(2).generator()).to(device)
     real = Batch(images, (torch.arange(256) % 10).to(device))
-    return lambda: information_gradients(match, synthetic.decoded(), network, term, [real])
+    return lambda: information_gradients(match, synthetic.decoded(), Derivatives(network), term, [real])
 
 
 def main() -> None:

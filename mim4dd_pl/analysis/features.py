@@ -30,7 +30,7 @@ class Features:
         Maps of more than ``most`` x ``most``, if given, are averaged to that, which keeps many images in memory.
         """
         parts = [
-            [_flat(maps, most) for maps in self.network.layers(self.theta, part, self.statistics)]
+            [_flat(maps, most) for maps in self.network.layers(self.theta, part, statistics=self.statistics)]
             for part in images.split(_AT_ONCE)
         ]
         return [torch.cat(layer) for layer in zip(*parts, strict=True)]

@@ -10,7 +10,18 @@ from torch import Tensor
 from torch.func import grad, jvp
 from torch.utils._pytree import tree_map_only
 
-from mim4dd_pl.engine.derivatives import Derivatives, Sweep, Work, network_losses, soft
+from mim4dd_pl.engine.derivatives import (
+    Derivatives,
+    Sweep,
+    View,
+    Work,
+    features,
+    layers,
+    layers_and_logits,
+    logits,
+    network_losses,
+    soft,
+)
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.engine.lowering import NormsAsFormulas, lower
 
@@ -54,13 +65,9 @@ class _Functions:
         (to_theta, to_images, *to_labels), value = grad(s, argnums=inputs, has_aux=True)(theta, images, labels)
         return value, to_theta, to_images, to_labels[0] if to_labels else None
 
-    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+    def view(self, view: View, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
         with NormsAsFormulas():
-            return self.network.layers(theta, images)[-1].flatten(1)
-
-    def logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        with NormsAsFormulas():
-            return self.network(theta, images)
+            return view(self.network, theta, images)
 
     def direct(self, theta: Tensor, images: Tensor, labels: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         value, _, *others = self.sweep(theta, images, labels, cotangent)
@@ -71,15 +78,18 @@ class _OfLeaf(torch.autograd.Function):
     """A function of a leaf that stands for ``images``: the compiler looks at ``.grad``, and torch warns elsewhere."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, images: Tensor, function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
         with torch.enable_grad():
             ctx.leaf = images.detach().requires_grad_()
-            ctx.result = function(ctx.leaf)
-        return cast(Tensor, ctx.result.detach())
+            ctx.shown = function(ctx.leaf)
+        return tuple(each.detach() for each in ctx.shown)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Tensor, None]:
-        return torch.autograd.grad(ctx.result, ctx.leaf, cotangents, retain_graph=True)[0], None
+        asked = [(each, u) for each, u in zip(ctx.shown, cotangents, strict=True) if u is not None]
+        shown, given = zip(*asked, strict=True)
+        return torch.autograd.grad(shown, ctx.leaf, given, retain_graph=True)[0], None
 
 
 class CompiledDerivatives(Derivatives):
@@ -105,8 +115,8 @@ class CompiledDerivatives(Derivatives):
         }
         # These are part of somebody's graph: not as a CUDA graph, whose next call writes over what a backward reads.
         self._functions |= {
-            function.__name__: torch.compile(function, fullgraph=True, dynamic=False)
-            for function in (plain.features, plain.logits)
+            view.__name__: torch.compile(partial(plain.view, view), fullgraph=True, dynamic=False)
+            for view in (features, logits, layers, layers_and_logits)
         }
         self._proven: set[str] = set()
 
@@ -119,22 +129,19 @@ class CompiledDerivatives(Derivatives):
         parts: tuple[Any, ...] | None = self._call(name, theta, images, labels, cotangent)
         return super()._sweep(theta, images, labels, cotangent, along_theta) if parts is None else Sweep(*parts)
 
-    def _features(self, theta: Tensor, images: Tensor) -> Tensor:
-        features: Tensor | None = self._attempt("features", partial(self._with_graph, "features", theta, images))
-        return super()._features(theta, images) if features is None else features
+    def _view(self, view: View, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+        name = view.__name__
+        shown: tuple[Tensor, ...] | None = self._attempt(name, partial(self._with_graph, name, theta, images))
+        return super()._view(view, theta, images) if shown is None else shown
 
-    def _logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        logits: Tensor | None = self._attempt("logits", partial(self._with_graph, "logits", theta, images))
-        return super()._logits(theta, images) if logits is None else logits
-
-    def _with_graph(self, name: str, theta: Tensor, images: Tensor) -> Tensor:
+    def _with_graph(self, name: str, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
         function, images = partial(self._functions[name], theta), images.contiguous()
         if not (torch.is_grad_enabled() and images.requires_grad):
-            return cast(Tensor, function(images))
-        result = cast(Tensor, _OfLeaf.apply(images, function))
+            return cast(tuple[Tensor, ...], function(images))
+        shown = cast(tuple[Tensor, ...], _OfLeaf.apply(images, function))
         if name not in self._proven:  # its backward is compiled when it is first asked for
-            torch.autograd.grad(result.sum(), images, retain_graph=True)
-        return result
+            torch.autograd.grad(shown[-1].sum(), images, retain_graph=True)
+        return shown
 
     def _call(self, name: str, theta: Tensor, images: Tensor, *others: Tensor) -> Any:
         """What the compiled function returns; None for another size, or where it does not compile."""

@@ -40,6 +40,26 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return (labels * (logits.logsumexp(1, keepdim=True) - logits)).sum(1).mean()
 
 
+View = Callable[[FlatNetwork, Tensor, Tensor], tuple[Tensor, ...]]
+"""(network, theta (P,), images (B, c, h, w)) -> what the network shows of the images, each of B rows."""
+
+
+def features(network: FlatNetwork, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+    return (network.layers(theta, images)[-1].flatten(1),)
+
+
+def logits(network: FlatNetwork, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+    return (network(theta, images),)
+
+
+def layers(network: FlatNetwork, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+    return network.layers(theta, images)
+
+
+def layers_and_logits(network: FlatNetwork, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+    return network.layers(theta, images, logits=True)
+
+
 class Sweep(NamedTuple):
     """s = <g, u> of each network (K,), and its derivatives.
 
@@ -103,21 +123,23 @@ class Derivatives:
         With a graph to the images where gradients are on, never to theta. Without a graph its memory is that of a
         chunk, whatever B is.
         """
-        return self._chunked(self._features, theta, images)
+        return self._chunked(features, theta, images)[0]
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """The same for the logits, shape (B, C)."""
-        return self._chunked(self._logits, theta, images)
+        return self._chunked(logits, theta, images)[0]
 
-    def _chunked(self, function: Callable[[Tensor, Tensor], Tensor], theta: Tensor, images: Tensor) -> Tensor:
+    def layers(self, theta: Tensor, images: Tensor, with_logits: bool = False) -> tuple[Tensor, ...]:
+        """The same for all feature maps, each (B, c_k, h_k, w_k), and with them the logits where asked for."""
+        return self._chunked(layers_and_logits if with_logits else layers, theta, images)
+
+    def _chunked(self, view: View, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
         size = self.chunk(len(images), images.device)
-        return torch.cat([function(theta.detach(), part) for part in images.split(size)])
+        parts = [self._view(view, theta.detach(), part) for part in images.split(size)]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
-    def _features(self, theta: Tensor, images: Tensor) -> Tensor:
-        return self.network.layers(theta, images)[-1].flatten(1)
-
-    def _logits(self, theta: Tensor, images: Tensor) -> Tensor:
-        return self.network(theta, images)
+    def _view(self, view: View, theta: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+        return view(self.network, theta, images)
 
     def chunk(self, batch_size: int, device: torch.device) -> int:
         """How many images of a minibatch are computed together."""

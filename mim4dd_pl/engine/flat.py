@@ -158,7 +158,7 @@ class FlatNetwork:
         return logits.float()
 
     def layers(
-        self, theta: Tensor, images: Tensor, statistics: Statistics | None = None, logits: bool = False
+        self, theta: Tensor, images: Tensor, logits: bool = False, statistics: Statistics | None = None
     ) -> tuple[Tensor, ...]:
         """One feature map per block, shallow to deep, each of shape (B, c_k, h_k, w_k); arguments as in a call.
 

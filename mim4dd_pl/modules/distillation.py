@@ -333,7 +333,7 @@ class DistillationModule(L.LightningModule):
         match = self.objective(self.derivatives, decoded, scene)
         term, count = self.information, self.segments_per_step
         real = [] if term is None else [information_batch(term, self.real, count, s.at("real batch")) for s in streams]
-        return segment_gradients(match, self.synthetic, decoded, self.derivatives.network, term, real)
+        return segment_gradients(match, self.synthetic, decoded, self.derivatives, term, real)
 
     def _load_segments(self, step: int, indices: Sequence[int]) -> Segment | None:
         if self.segments is None:

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 from mim4dd_pl.basics import names
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import Batch, ImageSet
-from mim4dd_pl.engine.flat import FlatNetwork
+from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.information.term import Information, InformationTerm
 from mim4dd_pl.objectives.base import Match
 from mim4dd_pl.objectives.sampling import real_batch
@@ -55,7 +55,7 @@ def segment_gradients(
     match: Match,
     synthetic: SyntheticImages,
     decoded: TrainingImages,
-    network: FlatNetwork,
+    derivatives: Derivatives,
     information: InformationTerm | None,
     real: Sequence[Batch],
 ) -> Gradients:
@@ -71,7 +71,7 @@ def segment_gradients(
     host_images, host_lr, *host_labels = torch.autograd.grad(
         loss, (decoded.images, synthetic.student_lr, *logits), retain_graph=keep, materialize_grads=True
     )
-    term = information_gradients(match, decoded, network, information, real)
+    term = information_gradients(match, decoded, derivatives, information, real)
     labels = host_labels[0] if host_labels else loss.new_zeros(0)
     gradients = Gradients(loss.detach(), host_images, host_lr, labels, *term)
     if decoded.images is synthetic.images:
@@ -86,7 +86,7 @@ def segment_gradients(
 def information_gradients(
     match: Match,
     synthetic: TrainingImages,
-    network: FlatNetwork,
+    derivatives: Derivatives,
     information: InformationTerm | None,
     real: Sequence[Batch],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -100,7 +100,11 @@ def information_gradients(
     for student, expert, batch in zip(match.student, experts, real, strict=True):
         sees_synthetic, sees_real = information.features_of(student, expert)
         sides = (sees_synthetic, images), (sees_real, batch.images)
-        features = [network.layers(*side, logits=information.reads_logits) for side in sides]
+        features = [
+            # Compiled derivatives reach the images alone, and not the student's weights.
+            (derivatives.network if theta.requires_grad else derivatives).layers(theta, seen, information.reads_logits)
+            for theta, seen in sides
+        ]
         term: Information = information(*features, synthetic.labels, batch.labels)
         terms.append(term)
     loss = torch.stack([term.loss for term in terms]).sum()

@@ -30,6 +30,7 @@ from tests.conftest import CONFIGS, ROOT, randn
 RECIPE = [
     *("-c", str(CONFIGS / "distill/digits.yaml")),
     *("-c", str(CONFIGS / "with/mutual_information.yaml")),
+    *("-c", str(CONFIGS / "with/formation.yaml")),
     *("-c", str(CONFIGS / "with/smoke.yaml")),
     "--model.segments_per_step=4",
     "--model.experts.num_experts=3",  # one process has one more than the other

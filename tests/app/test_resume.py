@@ -26,6 +26,7 @@ RECIPE = [
     "fit",
     *("-c", str(CONFIGS / "distill/digits.yaml")),
     *("-c", str(CONFIGS / "with/mutual_information.yaml")),
+    *("-c", str(CONFIGS / "with/formation.yaml")),
     *("-c", str(CONFIGS / "with/soft_labels.yaml")),
     *("-c", str(CONFIGS / "with/smoke.yaml")),
     "--model.information.warm_up_steps=3",

@@ -96,24 +96,41 @@ def test_compiled_derivatives_equal_plain_ones(
     assert_close(sweep, plain.sweep(theta, images, labels, cotangent))
 
 
-@pytest.mark.parametrize("name", ["features", "logits"])
+@pytest.mark.parametrize("name", ["features", "layers and logits"])
 def test_compiled_features_and_their_gradient_on_the_images_equal_plain_ones(
     wide: FlatNetwork, compiled: CompiledDerivatives, stream: Stream, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     theta, images, _, _ = arguments(wide, stream, batch=34)  # two chunks of 17
     pixels = images[0].requires_grad_()
-    results: list[tuple[Tensor, ...]] = []
+    maps, given = wide.layers(theta[0], pixels), wide(theta[0], pixels)
+    whole = {
+        "features": (maps[-1].flatten(1),),
+        "logits": (given,),
+        "layers": maps,
+        "layers and logits": (*maps, given),
+    }
+
+    def seen(form: Derivatives) -> tuple[Tensor, ...]:
+        if name.startswith("layers"):
+            return form.layers(theta[0], pixels, with_logits="logits" in name)
+        return (form.features(theta[0], pixels) if name == "features" else form.logits(theta[0], pixels),)
+
+    cotangents = [randn(stream.at("cotangent", k), *part.shape) for k, part in enumerate(whole[name])]
     with caplog.at_level(logging.WARNING, "mim4dd_pl"):
         for form in (compiled, Derivatives(wide)):
-            values = getattr(form, name)(theta[0], pixels)
-            cotangent = randn(stream.at("cotangent"), *values.shape)
-            results.append((values.detach(), *torch.autograd.grad((values * cotangent).sum(), pixels)))
+            values = seen(form)
+            assert_close(values, whole[name])
+            ours, oracle = (
+                torch.autograd.grad(parts, pixels, cotangents, retain_graph=True) for parts in (values, whole[name])
+            )
+            assert_close(ours, oracle)
+            assert_close(
+                torch.autograd.grad(values[-1].sum(), pixels),
+                torch.autograd.grad(whole[name][-1].sum(), pixels, retain_graph=True),
+            )
             with torch.no_grad():
-                assert torch.allclose(getattr(form, name)(theta[0], pixels), values)
+                assert_close(seen(form), whole[name])
     assert not [record for record in caplog.records if record.name.startswith("mim4dd_pl")]  # it did compile
-    assert_close(results[0], results[1])
-    whole = wide(theta[0], pixels) if name == "logits" else wide.layers(theta[0], pixels)[-1].flatten(1)
-    assert torch.allclose(results[1][0], whole)
 
 
 def test_half_precision_is_near_single_precision_and_gives_float32(wide: FlatNetwork, stream: Stream) -> None:

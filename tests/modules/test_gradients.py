@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mim4dd_pl.basics.randomness import Stream
 from mim4dd_pl.data.sets import Batch
+from mim4dd_pl.engine.derivatives import Derivatives
 from mim4dd_pl.engine.flat import FlatNetwork
 from mim4dd_pl.information.critics import PrototypeCritic
 from mim4dd_pl.information.term import InformationTerm
@@ -57,7 +58,8 @@ def test_the_term_sees_logits_of_the_same_pass_and_only_where_it_reads_them(
     loss = term(*maps, synthetic.labels, real.labels).loss
     seen: list[int] = []
     with network._network.get_submodule("classifier").register_forward_hook(lambda *_: seen.append(1)):
-        found = information_gradients(Match(loss[None], theta[None], None), decoded, network, term, [real])
+        match = Match(loss[None], theta[None], None)
+        found = information_gradients(match, decoded, Derivatives(network), term, [real])
     assert len(seen) == passes
     assert torch.equal(found[0], loss.detach())
     torch.testing.assert_close(found[2], torch.autograd.grad(loss, synthetic.images)[0])

@@ -56,7 +56,7 @@ def test_calibrated_on_one_batch_it_classifies_this_batch_as_in_training(
     statistics = normed.calibrate(theta, [images.images])
     torch.testing.assert_close(normed(theta, images.images, statistics), normed(theta, images.images))
     for ours, expected in zip(
-        normed.layers(theta, images.images, statistics), normed.layers(theta, images.images), strict=True
+        normed.layers(theta, images.images, statistics=statistics), normed.layers(theta, images.images), strict=True
     ):
         torch.testing.assert_close(ours, expected)
 
