@@ -17,7 +17,7 @@ from mim4dd_pl.stored.segments import Ends, Epochs, Stages
 class StageMatching(Objective):
     r"""Per class, the mean feature of the synthetic images should be that of real ones, at a stage of an expert.
 
-    .. math:: L = \sum_c \big\| \bar\psi_t(S_c) - \bar\psi_t(T_c) \big\|^2 + a\, CE(\theta_{t'}(S))
+    .. math:: L = \sum_c \Big( \big\| \bar\psi_t(S_c) - \bar\psi_t(T_c) \big\|^2 + a\, CE(\theta_{t'}(S_c)) \Big)
 
     psi_t is the last feature map of an expert after epoch t, drawn anew for each segment. The constraint wants the same
     expert at a later epoch t' to put the synthetic images in their classes. The information term is shown the later
@@ -30,7 +30,7 @@ class StageMatching(Objective):
         gap: t' lies in t..min(t + gap, E), uniformly.
         real_per_class: Real images of each class.
         augment: Augmentation with one draw for each class, which its synthetic and real images share; none by default.
-        constraint: a, at least 0; the mean cross-entropy of all synthetic images is multiplied with it.
+        constraint: a, at least 0; the mean cross-entropy of a class, added up over the classes, is multiplied with it.
     """
 
     epochs: Epochs
@@ -69,7 +69,8 @@ class StageMatching(Objective):
             )
             loss = feature_distance(derivatives, self.stage(first, last, stream), learned, real, classes)
             if self.constraint:
-                loss = loss + self.constraint * cross_entropy(derivatives.logits(last, learned), synthetic.targets)
+                shown = derivatives.logits(last, learned)
+                loss = loss + self.constraint * classes * cross_entropy(shown, synthetic.targets)
             losses.append(loss)
         return Match(torch.stack(losses), scene.segments.target, scene.segments.target)
 
