@@ -211,6 +211,10 @@ WRONG = [
     (["--trainer.max_step=3"], 2, "unrecognized arguments: --trainer.max_step=3"),  # no abbreviations
     ([MODEL + "lr_image=5"], 2, "Option 'lr_image' is not accepted"),
     ([MODEL + "lr_images=abc"], 2, "model.lr_images: Expected a <class 'float'>. Got value: abc"),
+    ([MODEL + "formation=0"], 2, "model.formation must lie in 1..8, the shorter side of the images; got 0"),
+    ([MODEL + "formation=9"], 2, "model.formation must lie in 1..8, the shorter side of the images; got 9"),
+    ([MODEL + "formation=8", MODEL + "images_per_class=3"], 3, "192 real images per class are asked for"),
+    ([MODEL + "clamp_images=true", "--data.zca=true"], 2, "set data.zca or model.clamp_images to false"),
     ([MODEL + "lr_images=-1"], 2, "model.lr_images must be at least 0 and finite, got -1.0"),
     ([MODEL + "lr_images=.nan"], 2, "model.lr_images must be at least 0 and finite, got nan"),
     ([MODEL + "lr_images=.inf"], 2, "model.lr_images must be at least 0 and finite, got inf"),

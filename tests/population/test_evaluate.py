@@ -3,14 +3,18 @@
 import json
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 
 from mim4dd_pl import DistilledDataset
 from mim4dd_pl.app.cli import main
+from mim4dd_pl.data.formation import mix
 from mim4dd_pl.data.sources import Digits
 from mim4dd_pl.modules.data import ImageDataModule
 from mim4dd_pl.networks.convnet import ConvNet
@@ -47,6 +51,38 @@ def folder(digits: ImageDataModule, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.fixture(scope="module")
+def canvases(digits: ImageDataModule, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three canvases of four small real images of each digit as if they were learned."""
+    train, normalization = digits.train, digits.train.normalization
+    real = train.batch(torch.cat([torch.nonzero(train.labels == label)[:12, 0] for label in range(10)])).images
+    labels = torch.arange(10).repeat_interleave(3)
+    made = Distilled(mix(real, 2), labels, None, torch.tensor(0.05), normalization, digits.source.classes, {}, 2)
+    folder = tmp_path_factory.mktemp("evaluate") / "canvases"
+    write_distilled(folder, made)
+    return folder
+
+
+def test_a_plain_loop_on_canvases_reaches_the_same_accuracy(canvases: Path, images: tuple[Tensor, Tensor]) -> None:
+    data, pixels, labels = DistilledDataset(canvases), *images
+    ours = evaluate(data, images, SMALL, students=4, epochs=60)
+    theirs = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = SMALL((1, 8, 8), 10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=data.student_lr, momentum=0.9, weight_decay=5e-4)
+        for _ in range(60):
+            x, y = next(iter(DataLoader(data, batch_size=len(data))))
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+        with torch.no_grad():
+            theirs.append(float((model(data.normalize(pixels.float() / 255)).argmax(1) == labels).float().mean()))
+    assert ours.images == len(data) == 120
+    assert ours.mean > 0.6
+    assert abs(ours.mean - fmean(theirs)) < 3 * (ours.std**2 / 4 + stdev(theirs) ** 2 / 4) ** 0.5 + 1 / 360
+
+
 def test_students_beat_chance_and_equal_calls_give_equal_numbers(folder: Path, images: tuple[Tensor, Tensor]) -> None:
     scores = [evaluate(DistilledDataset(folder), images, SMALL, students=2, epochs=30) for _ in range(2)]
     assert scores[0].mean > 0.5
@@ -69,7 +105,11 @@ def test_one_student_has_no_std(folder: Path, images: tuple[Tensor, Tensor]) -> 
     assert score.std != score.std  # NaN
 
 
-def test_it_is_what_the_program_says(folder: Path, images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "canvases"])
+def test_it_is_what_the_program_says(
+    kind: str, images: tuple[Tensor, Tensor], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(kind)
     training = "{epochs: 5, lr: 0.02, momentum: 0.9, weight_decay: 5.0e-4}"
     evaluation = f"{{class_path: Evaluation, init_args: {{num_students: 2, training: {training}}}}}"
     callbacks = f"--trainer.callbacks=[{evaluation}, {{class_path: Export}}, {{class_path: ClosingTable}}]"
