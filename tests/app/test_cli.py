@@ -60,6 +60,8 @@ def tiny(recipe: Path) -> list[str]:
             for training in (callback.get("init_args", {}).get(key) for key in ("training", "whole_set")):
                 if training:
                     training["epochs"] = 2
+            if "during_epochs" in callback.get("init_args", {}):
+                callback["init_args"]["during_epochs"] = 2
         if content["data"]["source"] != "Digits":
             arguments += [f"--model.init_args.images_per_class={1 if 'formation' in model else 2}"]
         host = model["objective"]["init_args"]
