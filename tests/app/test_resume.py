@@ -260,7 +260,7 @@ def test_best_is_the_state_that_was_validated_best(finished: Path, capsys: pytes
     accuracies = [event.value for event in events.Scalars("validation/accuracy")]
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     assert best["global_step"] == 4 * (1 + accuracies.index(max(accuracies)))
-    learned = DistilledDataset(run / "distilled/best").images
+    learned = DistilledDataset(run / "distilled/best").canvases
     torch.testing.assert_close(best["state_dict"]["synthetic.images"], learned, rtol=0, atol=0)
     assert main(["validate", *RECIPE[1:], *in_folder(finished), "--ckpt_path=best"]) == 0
     assert f"validation accuracy {100 * max(accuracies):.2f} +- " in capsys.readouterr().out
