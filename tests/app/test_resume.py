@@ -334,8 +334,7 @@ def test_a_resumed_run_whose_validations_are_cheaper_equals_one_that_was_not_sto
 def test_a_run_whose_heads_learned_from_an_unweighted_literal_term_is_not_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overlays = [CONFIGS / f"with/{name}.yaml" for name in ("mutual_information_literal", "smoke")]
-    recipe = ["fit", "-c", "digits", *(f"--config={path}" for path in overlays), *in_folder(tmp_path)]
+    recipe = [*RECIPE, *in_folder(tmp_path), "--model.information.balance=literal"]
     assert main(recipe) == 0
     (path,) = tmp_path.glob("*/version_0/checkpoints/last.ckpt")
     checkpoint = AtomicCheckpointIO().load_checkpoint(path)
