@@ -117,7 +117,7 @@ class InfoNCECritic(Critic):
         return Verdict(infonce_loss(logits, positive), infonce_bound(logits, positive))
 
 
-class PrototypeCritic(Critic):
+class PrototypeCritic(InfoNCECritic):
     r"""A softmax over the classes of the real batch, each with one key: the mean of its real embeddings.
 
     .. math:: s_{ic} = \langle z_i, m_c \rangle, \qquad
@@ -133,11 +133,6 @@ class PrototypeCritic(Critic):
         temperature: tau, positive.
         learnable: Learn tau together with the heads.
     """
-
-    def __init__(self, num_classes: int, temperature: float = 0.1, learnable: bool = False) -> None:
-        super().__init__(num_classes)
-        self.ceiling = math.log(num_classes)
-        self.log_temperature = _log_temperature(temperature, learnable)
 
     def forward(self, synthetic: Tensor, real: Tensor, synthetic_labels: Tensor, real_labels: Tensor) -> Verdict:
         means, present = class_means(real, real_labels, self.num_classes)
