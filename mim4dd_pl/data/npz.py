@@ -119,9 +119,8 @@ class Npz(Source):
                 f"it has {', '.join(sorted(found))[:200] or 'nothing'}."
             )
         if unread := sorted(set(found).difference(keys)):
-            _log.info(
-                "%s: %.200s not read; validation images come from the training images.", self.path, ", ".join(unread)
-            )
+            held_out = "; validation images come from the training images" if "val_images" in unread else ""
+            _log.info("%s: %.200s not read%s.", self.path, ", ".join(unread), held_out)
         return keys
 
     def _images(self, archive: zipfile.ZipFile, key: str) -> _Header:
